@@ -1,0 +1,1 @@
+"""Pellucid explains image models whatever they were written in."""

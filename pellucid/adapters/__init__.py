@@ -1,0 +1,1 @@
+"""One adapter per framework, each behind the interface of `pellucid.adapters.base`."""

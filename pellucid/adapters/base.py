@@ -1,0 +1,372 @@
+"""The one interface between networks and methods.
+
+Everything that explains a network needs three things of it: its layers, the values of any of
+them (`run`), and the way back from any of them (`pullback`). An adapter gives these for one
+framework; a method is written once over them and never imports a framework.
+
+Arrays that cross this interface are float32 NumPy with the batch first and the channels second,
+`(N, C, *spatial)`; token layers are `(N, T, C)`, feature vectors `(N, C)`. Adapters turn them
+to the framework's own layout and back by views.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.errors import InputError, LayerError, UnsupportedError, nearest
+
+__all__ = ["Adapter", "Array", "Batch", "Layer", "Layout", "Port", "Rectifier", "Seed"]
+
+Array = NDArray[np.float32]
+Batch = Array | Sequence[Array] | Mapping[str, Array]
+Rectifier = Literal["exact", "guided", "deconv"]
+Layout = Literal["spatial", "tokens", "features"]
+Seed = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One call of one layer, as the framework names it.
+
+    Attributes
+    ----------
+    name : the framework's own name; later calls of a reused layer are `pool:1`, `pool:2`, and
+        layers of nested models are `inner/conv` in Keras, `block.conv` in PyTorch.
+    kind : the shared vocabulary of `pellucid.adapters.kinds` ("Conv2D", "ReLU", ...).
+    shape : shape of the output, channels first, `None` for the batch.
+    layout : what the axes mean: `(N, C, *spatial)`, `(N, T, C)` or `(N, C)`.
+    framework_class : the class as the framework names it.
+    container : whether it only holds other layers of this list.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int | None, ...]
+    layout: Layout
+    framework_class: str = ""
+    container: bool = False
+
+    @property
+    def grid(self) -> tuple[int | None, ...]:
+        """Spatial extent, `()` for layers without one."""
+        return self.shape[2:] if self.layout == "spatial" else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input or an output of the network.
+
+    Attributes
+    ----------
+    name : `input`, `input:1`, ... or `output`, `output:1`, ...
+    shape : channels first, `None` where any size fits.
+    own_name : the framework's name for it.
+    to_own : permutation of axes from channels first to the model's own layout.
+    activation : for outputs, the final activation: "softmax", "sigmoid", "log_softmax" or None.
+    dtype : NumPy name of the element type that the model takes or gives.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    own_name: str = ""
+    to_own: tuple[int, ...] = ()
+    activation: str | None = None
+    dtype: str = "float32"
+
+    @property
+    def logits(self) -> str:
+        """Name under which the value before the final activation is fetched and seeded."""
+        return self.name.replace("output", "logits", 1)
+
+    @property
+    def own_shape(self) -> tuple[int | None, ...]:
+        """Shape in the model's own layout."""
+        return tuple(self.shape[axis] for axis in self.to_own) if self.to_own else self.shape
+
+    def own_layout(self, array: Array) -> Array:
+        """View a channels-first array in the model's own layout."""
+        return array.transpose(self.to_own) if len(self.to_own) == array.ndim else array
+
+    def channels_first(self, array: Array) -> Array:
+        """View an array in the model's own layout with the channels second."""
+        if len(self.to_own) != array.ndim:
+            return array
+        return array.transpose(np.argsort(self.to_own))
+
+
+class Adapter(ABC):
+    """A network of any framework behind one interface.
+
+    `input`, `input:1`, ..., `output`, `output:1`, ... and `logits`, `logits:1`, ... can be
+    fetched, seeded and differentiated like any layer; `logits` is the output before its final
+    softmax or sigmoid, or the output itself where there is none.
+
+    Attributes
+    ----------
+    labels : class names, or None.
+    preprocess : how images become a batch, or None for the adapter's own guess.
+    source : where the model came from, for messages and provenance.
+    """
+
+    framework: ClassVar[str]
+    fixed_batch: int | None = None  # the only batch size that the model takes, if it is so
+
+    def __init__(
+        self, *, labels: Sequence[str] | None = None, preprocess: Any = None, source: str = ""
+    ) -> None:
+        self.labels = labels
+        self.preprocess = preprocess
+        self.source = source
+
+    # ---- what an adapter gives ---------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def layers(self) -> tuple[Layer, ...]:
+        """All layer calls in the order in which they finish."""
+
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[Port, ...]:
+        """The network's inputs."""
+
+    @property
+    @abstractmethod
+    def outputs(self) -> tuple[Port, ...]:
+        """The network's outputs."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 of architecture and weights, as 64 hexadecimal digits."""
+
+    @property
+    @abstractmethod
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that compute for this adapter."""
+
+    @property
+    def scales_input(self) -> bool:
+        """Whether the model itself begins with rescaling or normalisation layers."""
+        return False
+
+    @property
+    def graph(self) -> Any:
+        """The layer graph, read from the model's ONNX form."""
+        raise UnsupportedError(
+            "The layer graph is not part of this version. Use `model.layers`, the list of layers "
+            "in execution order."
+        )
+
+    @abstractmethod
+    def _run(self, x: tuple[Array, ...], fetch: tuple[str, ...]) -> dict[str, Array]: ...
+
+    @abstractmethod
+    def _pullback(
+        self,
+        x: tuple[Array, ...],
+        seed: Seed,
+        wrt: tuple[str, ...],
+        fetch: tuple[str, ...],
+        relu: Rectifier,
+    ) -> tuple[dict[str, Array], dict[str, Array]]: ...
+
+    # ---- what everyone calls -----------------------------------------------------------------
+
+    def run(self, x: Batch, fetch: Iterable[str] = ("output",)) -> dict[str, Array]:
+        """Return the values of the named layers for a batch.
+
+        Parameters
+        ----------
+        x : the batch, `(N, C, *spatial)`, or one such array per input.
+        fetch : layer names.
+
+        Raises
+        ------
+        LayerError : a name is unknown.
+        InputError : the batch does not fit the model's input.
+        """
+        batch, names = self.batch(x), tuple(dict.fromkeys(fetch))
+        if not self.fixed_batch:
+            return self._run(batch, names)
+        parts = [self._run(part, names) for part in self._parts(batch)]
+        return _joined(parts, len(batch[0]))
+
+    def pullback(
+        self,
+        x: Batch,
+        seed: Seed,
+        wrt: Iterable[str],
+        fetch: Iterable[str] = ("logits",),
+        relu: Rectifier = "exact",
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Carry a cotangent, given at any layers, back to any earlier layers.
+
+        The forward pass runs once. `seed` receives the fetched values and returns the cotangent
+        at some of them; the backward pass runs from exactly those to exactly `wrt`, never to
+        the parameters.
+
+        Parameters
+        ----------
+        x : the batch, `(N, C, *spatial)`, or one such array per input.
+        seed : from `{name: value}` to `{name: cotangent}`, of the same shapes; its names are
+            among `fetch`.
+        wrt : names of the layers at which the gradient is wanted.
+        fetch : names of the layers whose values `seed` needs.
+        relu : rectifier rule. `"exact"`: the derivative. `"guided"`: negative cotangents are
+            set to zero at every rectifier, then the derivative applies. `"deconv"`: negative
+            cotangents are set to zero and the derivative is not applied.
+
+        Returns
+        -------
+        values, gradients : `{name: array}` over `fetch` and over `wrt`. The gradient of a layer
+            that the seeded ones do not depend on is zero.
+        """
+        if relu not in ("exact", "guided", "deconv"):
+            raise InputError(f"relu={relu!r} is no rectifier rule: exact, guided or deconv.")
+        batch = self.batch(x)
+        wanted, names = tuple(dict.fromkeys(wrt)), tuple(dict.fromkeys(fetch))
+
+        def checked(values: Mapping[str, Array]) -> Mapping[str, Array]:
+            return _checked_cotangents(seed(values), values)
+
+        if not self.fixed_batch:
+            return self._pullback(batch, checked, wanted, names, relu)
+        values = self.run(batch, names)
+        cotangents = checked(values)
+        parts: list[dict[str, Array]] = []
+        for index, part in enumerate(self._parts(batch)):
+            rows = slice(index * self.fixed_batch, (index + 1) * self.fixed_batch)
+            piece = {n: _padded(c[rows], self.fixed_batch, 0) for n, c in cotangents.items()}
+            parts.append(self._pullback(part, lambda _, p=piece: p, wanted, names, relu)[1])  # type: ignore[misc]
+        return values, _joined(parts, len(batch[0]))
+
+    def predict(self, images: Any) -> Any:
+        """Return the outputs for images, in the model's own layout and order.
+
+        Takes what `pellucid.explain` takes; one array, or a tuple for several outputs.
+        """
+        values = self.run(self.prepare(images).batch, [port.name for port in self.outputs])
+        own = tuple(port.own_layout(values[port.name]) for port in self.outputs)
+        return own[0] if len(own) == 1 else own
+
+    def prepare(self, images: Any) -> Any:
+        """Turn what a user holds into a batch: see `pellucid.images.prepare`."""
+        from pellucid.images import prepare
+
+        return prepare(images, self.inputs, self.preprocessing)
+
+    @cached_property
+    def preprocessing(self) -> Any:
+        """The preprocessing in force: the caller's, or a guess that says it is one."""
+        from pellucid.images import Preprocess
+
+        return Preprocess.of(self.preprocess, self.inputs[0], scales_input=self.scales_input)
+
+    def layer(self, name: str) -> Layer:
+        """Look a layer up by name.
+
+        Raises
+        ------
+        LayerError : there is no such layer; the message offers the nearest names.
+        """
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise self.unknown_layer(name)
+
+    def unknown_layer(self, name: str) -> LayerError:
+        """Build the error for a layer name that the model does not have."""
+        known = [layer.name for layer in self.layers]
+        return LayerError(
+            f"There is no layer {name!r} in this model. {nearest(name, known)} "
+            "`pellucid layers MODEL` lists all of them."
+        )
+
+    def batch(self, x: Batch) -> tuple[Array, ...]:
+        """Check a batch against the inputs and return one float32 array per input."""
+        ports = self.inputs
+        if isinstance(x, Mapping):
+            names = {port.own_name: port.name for port in ports}
+            given = {names.get(key, key): value for key, value in x.items()}
+            if missing := [port.name for port in ports if port.name not in given]:
+                raise InputError(f"The batch lacks {', '.join(missing)}.")
+            arrays = [given[port.name] for port in ports]
+        else:
+            arrays = [x] if isinstance(x, np.ndarray) else list(x)
+        if len(arrays) != len(ports):
+            raise InputError(
+                f"The model takes {len(ports)} inputs, {len(arrays)} were given: "
+                f"give a tuple of {len(ports)} arrays."
+            )
+        checked = tuple(_fitting(a, port) for a, port in zip(arrays, ports, strict=True))
+        if len({len(array) for array in checked}) != 1:
+            raise InputError(f"The inputs differ in batch size: {[len(a) for a in checked]}.")
+        return checked
+
+    def _parts(self, batch: tuple[Array, ...]) -> list[tuple[Array, ...]]:
+        """Cut a batch into pieces of the fixed size, the last one padded with its last row."""
+        size = self.fixed_batch or len(batch[0])
+        starts = range(0, len(batch[0]), size)
+        return [tuple(_padded(a[s : s + size], size) for a in batch) for s in starts]
+
+    def __repr__(self) -> str:
+        """Name the framework, the inputs and the outputs."""
+        shapes = ", ".join(f"{p.name}{list(p.shape)}" for p in (*self.inputs, *self.outputs))
+        return f"<{type(self).__name__} {self.source or self.framework}: {shapes}>"
+
+
+def _fitting(array: Array, port: Port) -> Array:
+    array = np.asarray(array)
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"The batch holds {array.dtype}, not numbers.")
+    want, have = port.shape, array.shape
+    fits = len(want) == len(have) and all(
+        w is None or w == h for w, h in zip(want[1:], have[1:], strict=True)
+    )
+    if not fits:
+        shown = tuple("N" if i == 0 else "any" if d is None else d for i, d in enumerate(want))
+        raise InputError(
+            f"The model's {port.name} takes shape ({', '.join(map(str, shown))}), "
+            f"channels first; the batch has shape {have}."
+        )
+    if not len(array):
+        raise InputError("The batch is empty.")
+    return array.astype(port.dtype if port.dtype.startswith("int") else np.float32, copy=False)
+
+
+def _checked_cotangents(
+    cotangents: Mapping[str, Array], values: Mapping[str, Array]
+) -> dict[str, Array]:
+    if not cotangents:
+        raise InputError("The seed returned no cotangent.")
+    checked = {}
+    for name, cotangent in cotangents.items():
+        if name not in values:
+            raise InputError(f"The seed gave a cotangent at {name!r}, which was not fetched.")
+        array = np.asarray(cotangent, np.float32)
+        if array.shape != values[name].shape:
+            raise InputError(
+                f"The cotangent at {name!r} has shape {array.shape}, "
+                f"the layer {values[name].shape}."
+            )
+        checked[name] = array
+    return checked
+
+
+def _padded(array: Array, size: int, fill: float | None = None) -> Array:
+    if len(array) == size:
+        return array
+    last = array[-1:] if fill is None else np.full_like(array[:1], fill)
+    return np.concatenate([array, np.repeat(last, size - len(array), axis=0)])
+
+
+def _joined(parts: list[dict[str, Array]], count: int) -> dict[str, Array]:
+    return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}

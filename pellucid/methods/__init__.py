@@ -1,0 +1,1 @@
+"""Methods: NumPy functions over the adapter interface. They import no framework."""
