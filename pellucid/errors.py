@@ -18,6 +18,7 @@ __all__ = [
     "PellucidError",
     "TargetError",
     "UnsupportedError",
+    "first_line",
     "nearest",
 ]
 
@@ -54,6 +55,12 @@ class UnsupportedError(PellucidError):
     """The model or this adapter cannot do what was asked."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return what another library said, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str], count: int = 4) -> str:
     """Return a sentence that offers the known names most like `name`.
 
@@ -69,4 +76,6 @@ def nearest(name: str, known: Iterable[str], count: int = 4) -> str:
     if found:
         return "Did you mean " + " or ".join(repr(n) for n in found) + "?"
     shown = ", ".join(repr(n) for n in names[:count])
-    return f"Known are {shown}" + (f" and {len(names) - count} more." if len(names) > count else ".")
+    return f"Known are {shown}" + (
+        f" and {len(names) - count} more." if len(names) > count else "."
+    )

@@ -15,12 +15,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import InputError, LayerError, UnsupportedError, nearest
+
+if TYPE_CHECKING:
+    from pellucid.images import Prepared, Preprocessing
 
 __all__ = ["Adapter", "Array", "Batch", "Layer", "Layout", "Port", "Rectifier", "Seed"]
 
@@ -71,6 +74,7 @@ class Port:
     to_own : permutation of axes from channels first to the model's own layout.
     activation : for outputs, the final activation: "softmax", "sigmoid", "log_softmax" or None.
     dtype : NumPy name of the element type that the model takes or gives.
+    layout : what the axes mean, as for `Layer`.
     """
 
     name: str
@@ -79,6 +83,12 @@ class Port:
     to_own: tuple[int, ...] = ()
     activation: str | None = None
     dtype: str = "float32"
+    layout: Layout = "spatial"
+
+    @property
+    def class_axis(self) -> int:
+        """Axis of the classes or channels: the second, or the last of a token output."""
+        return len(self.shape) - 1 if self.layout == "tokens" else 1
 
     @property
     def logits(self) -> str:
@@ -257,18 +267,24 @@ class Adapter(ABC):
         own = tuple(port.own_layout(values[port.name]) for port in self.outputs)
         return own[0] if len(own) == 1 else own
 
-    def prepare(self, images: Any) -> Any:
+    def prepare(self, images: Any) -> Prepared:
         """Turn what a user holds into a batch: see `pellucid.images.prepare`."""
         from pellucid.images import prepare
 
         return prepare(images, self.inputs, self.preprocessing)
 
     @cached_property
-    def preprocessing(self) -> Any:
+    def preprocessing(self) -> Preprocessing:
         """The preprocessing in force: the caller's, or a guess that says it is one."""
         from pellucid.images import Preprocess
 
-        return Preprocess.of(self.preprocess, self.inputs[0], scales_input=self.scales_input)
+        pictures = [port for port in self.inputs if len(port.shape) == 4]
+        return Preprocess.of(
+            self.preprocess,
+            (pictures or self.inputs)[0],
+            scales_input=self.scales_input,
+            framework=self.framework,
+        )
 
     def layer(self, name: str) -> Layer:
         """Look a layer up by name.

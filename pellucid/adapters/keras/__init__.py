@@ -1,0 +1,5 @@
+"""Keras models (Keras 3 on TensorFlow, and tf_keras) behind the adapter interface."""
+
+from pellucid.adapters.keras.adapter import KerasAdapter
+
+__all__ = ["KerasAdapter"]

@@ -1,0 +1,276 @@
+"""The adapter of Keras models, by TensorFlow's symbolic gradients.
+
+TensorFlow 2.21 corrupts the heap when an eager tape differentiates a strided 1x1 convolution, so
+gradients are only ever taken inside a graph. They are added to the graph of the one forward pass
+that is traced per input shape, and a program is cut out of it for each question: which values to
+fetch, where to seed, where the gradient is wanted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from pellucid.adapters.base import Adapter, Array, Batch, Layer, Port, Rectifier, Seed
+from pellucid.adapters.keras.program import Program, program
+from pellucid.adapters.keras.trace import Trace, channels_first, numbered, trace
+from pellucid.errors import InputError, LayerError, UnsupportedError, first_line
+
+__all__ = ["KerasAdapter"]
+
+_SCALING = frozenset((
+    "Rescaling", "Normalization", "TrueDivide", "Divide", "Multiply", "Subtract", "Add",
+    "TFOpLambda",
+))  # fmt: skip
+_DEFAULT_SIZE = 224
+_MOST_PROGRAMS = 64
+
+
+class KerasAdapter(Adapter):
+    """A Keras 3 model on the TensorFlow backend, or a `tf_keras` model.
+
+    Parameters
+    ----------
+    model : a functional, sequential or subclassed model; its weights are only read.
+    labels, preprocess, source : see `pellucid.load`.
+    """
+
+    framework = "keras"
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        labels: Sequence[str] | None = None,
+        preprocess: Any = None,
+        source: str = "",
+    ) -> None:
+        super().__init__(labels=labels, preprocess=preprocess, source=source or model.name)
+        self.model = model
+        self._lock = threading.RLock()
+        self._seen: tuple[tuple[int, ...], ...] | None = None
+        self._traces: dict[Any, Trace] = {}
+        self._programs: dict[Any, Program] = {}
+        self._seeded: dict[Any, tuple[str, ...]] = {}
+        self._hashed: tuple[Any, str] = (None, "")
+
+    # ---- description -------------------------------------------------------------------------
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """All layer calls in the order in which they finish."""
+        return self._described.layers
+
+    @cached_property
+    def inputs(self) -> tuple[Port, ...]:
+        """The model's inputs, as it declares them."""
+        traced = self._described
+        ports = []
+        for index, (spec, tensor) in enumerate(zip(self._declared, traced.inputs, strict=True)):
+            name = numbered("input", index)
+            order = traced.named[name][1]
+            shape = channels_first(spec.shape, order)
+            own_name = spec.name.split(":")[0] if spec.name else ""
+            ports.append(Port(name, (None, *shape[1:]), own_name, order, dtype=tensor.dtype.name))
+        return tuple(ports)
+
+    @cached_property
+    def outputs(self) -> tuple[Port, ...]:
+        """The model's outputs, flattened in its own order."""
+        traced = self._described
+        free = any(None in port.shape[2:] for port in self.inputs)
+        ports = []
+        for index, activation in enumerate(traced.activations):
+            name = numbered("output", index)
+            tensor, order = traced.named[name]
+            shape = channels_first(tensor.shape, order)
+            spatial = (None,) * len(shape[2:]) if free else shape[2:]
+            layout = traced.output_layouts[index]
+            outer = (None, *shape[1:]) if layout == "tokens" else (None, *shape[1:2], *spatial)
+            ports.append(Port(name, outer, "", order, activation, layout=layout))
+        return tuple(ports)
+
+    @property
+    def fixed_batch(self) -> int | None:  # type: ignore[override]
+        """The only batch size the model takes, if it declares one."""
+        size = self._declared[0].shape[0] if self._declared[0].shape else None
+        return int(size) if size is not None else None
+
+    @cached_property
+    def scales_input(self) -> bool:
+        """Whether anything rescales or normalises the input before the first weighted layer."""
+        for layer in self.layers:
+            if layer.kind.startswith(("Conv", "Dense", "Depthwise", "Separable")):
+                return False
+            if layer.kind in _SCALING and not layer.container:
+                return True
+        return False
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The versions of TensorFlow and of the model's own Keras."""
+        family = sys.modules[self._family]
+        return {"tensorflow": tf.__version__, self._family: family.__version__}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the architecture and of every weight; computed anew after training steps."""
+        optimizer = getattr(self.model, "optimizer", None)
+        iterations = getattr(optimizer, "iterations", None)
+        state = 0 if iterations is None else int(iterations.numpy())
+        if self._hashed[0] != state:
+            try:
+                architecture = self.model.to_json()
+            except Exception:  # a subclassed model cannot write its architecture
+                architecture = type(self.model).__qualname__
+            digest = hashlib.sha256(architecture.encode())
+            for weight, value in zip(self.model.weights, self.model.get_weights(), strict=True):
+                array = np.ascontiguousarray(value)
+                digest.update(f"{weight.name}{array.dtype}{array.shape}".encode())
+                digest.update(array.view(np.uint8).data)
+            self._hashed = (state, digest.hexdigest())
+        return self._hashed[1]
+
+    @cached_property
+    def _family(self) -> str:
+        modules = {base.__module__.split(".")[0] for base in type(self.model).__mro__}
+        return "tf_keras" if "tf_keras" in modules else "keras"
+
+    @cached_property
+    def _declared(self) -> list[Any]:
+        """What the model says of its inputs: anything with `shape`, `dtype` and `name`."""
+        if symbolic := getattr(self.model, "inputs", None):
+            return list(symbolic)
+        if self._seen is not None:
+            return [tf.TensorSpec((None, *shape[1:]), tf.float32) for shape in self._seen]
+        raise UnsupportedError(
+            f"The model {self.model.name!r} does not say what input it takes. "
+            "Call `adapter.run(batch)` once with a batch in channels-first layout."
+        )
+
+    # ---- tracing -----------------------------------------------------------------------------
+
+    @cached_property
+    def _described(self) -> Trace:
+        """The trace from which the layers are listed; a size that is free is taken as 224."""
+        return self._trace(
+            tuple(
+                tuple(_DEFAULT_SIZE if size is None else size for size in spec.shape[1:])
+                for spec in self._declared
+            )
+        )
+
+    def _trace(self, own_shapes: tuple[tuple[int, ...], ...]) -> Trace:
+        with self._lock:
+            if own_shapes not in self._traces:
+                specs = [
+                    tf.TensorSpec((spec.shape[0], *shape), spec.dtype)
+                    for spec, shape in zip(self._declared, own_shapes, strict=True)
+                ]
+                self._traces[own_shapes] = self._traced(specs)
+            return self._traces[own_shapes]
+
+    def _traced(self, specs: Sequence[Any]) -> Trace:
+        family = sys.modules[self._family]
+        operation = getattr(family, "Operation", family.layers.Layer)
+        if not self.model.built:
+            raise UnsupportedError(
+                f"The model {self.model.name!r} is not built, so it has no weights yet. "
+                "Call it once on a batch before it is explained."
+            )
+        structure = getattr(self.model, "input", None) if self._is_functional else None
+
+        def call(tensors: Sequence[Any]) -> Any:
+            if structure is None:
+                packed = tensors[0] if len(tensors) == 1 else list(tensors)
+            else:
+                packed = tf.nest.pack_sequence_as(structure, list(tensors))
+            return self.model(packed, training=False)
+
+        try:
+            data_format = family.backend.image_data_format()
+            return trace(self.model, operation, family.Model, call, specs, data_format)
+        except (ValueError, TypeError, tf.errors.OpError) as error:
+            shapes = ", ".join(str(tuple(spec.shape)) for spec in specs)
+            raise InputError(
+                f"The model cannot be called on shape {shapes}: {first_line(error)}"
+            ) from error
+
+    @property
+    def _is_functional(self) -> bool:
+        return bool(getattr(self.model, "inputs", None))
+
+    # ---- computing ---------------------------------------------------------------------------
+
+    def batch(self, x: Batch) -> tuple[Array, ...]:
+        """Check a batch; the first one shows the input shape of a model that declares none."""
+        if self._seen is None and not self._is_functional and not isinstance(x, Mapping):
+            arrays = [x] if isinstance(x, np.ndarray) else x
+            own = [np.moveaxis(np.asarray(a), 1, -1) if np.ndim(a) > 3 else a for a in arrays]
+            self._seen = tuple(np.shape(array) for array in own)
+        return super().batch(x)
+
+    def _run(self, x: tuple[Array, ...], fetch: tuple[str, ...]) -> dict[str, Array]:
+        return self._program(x, fetch, (), (), "exact")(x, None)[0]
+
+    def _pullback(
+        self,
+        x: tuple[Array, ...],
+        seed: Seed,
+        wrt: tuple[str, ...],
+        fetch: tuple[str, ...],
+        relu: Rectifier,
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        question = (fetch, wrt)
+        with self._lock:
+            # Which of the fetched layers the seed gives a cotangent at shows only when it is
+            # called. The guess is the last one; the answer is remembered.
+            seeded = self._seeded.get(question, fetch[-1:])
+            values, gradients, given = self._program(x, fetch, wrt, seeded, relu)(x, seed)
+            if given.keys() != set(seeded):
+                seeded = self._seeded[question] = tuple(n for n in fetch if n in given)
+                program = self._program(x, fetch, wrt, seeded, relu)
+                values, gradients, _ = program(x, lambda _: given)
+            return values, gradients
+
+    def _program(
+        self,
+        x: tuple[Array, ...],
+        fetch: tuple[str, ...],
+        wrt: tuple[str, ...],
+        seeded: tuple[str, ...],
+        relu: Rectifier,
+    ) -> Program:
+        own_shapes = tuple(
+            port.own_layout(array).shape[1:] for port, array in zip(self.inputs, x, strict=True)
+        )
+        key = (own_shapes, fetch, wrt, seeded, relu)
+        with self._lock:
+            if key not in self._programs:
+                if len(self._programs) >= _MOST_PROGRAMS:  # their operations fill the graph
+                    self._programs.clear()
+                    self._traces.clear()
+                traced = self._trace(own_shapes)
+                for name in (*fetch, *wrt):
+                    if name not in traced.named:
+                        raise self._unknown(name, traced)
+                self._programs[key] = program(traced, fetch, wrt, seeded, relu)
+            return self._programs[key]
+
+    def _unknown(self, name: str, traced: Trace) -> LayerError:
+        base, _, call = name.rpartition(":")
+        if call.isdigit() and base in traced.named:
+            calls = sum(re.sub(r":\d+$", "", layer.name) == base for layer in traced.layers)
+            times = "once" if calls == 1 else f"{calls} times"
+            return LayerError(
+                f"Layer {base!r} is called {times} in the forward pass, so {name!r} has no value."
+            )
+        return self.unknown_layer(name)

@@ -1,0 +1,113 @@
+"""A question to a traced model, compiled: values to fetch, where to seed, where to arrive.
+
+The seed is computed by Python between the forward and the backward half of one TensorFlow
+function, so the forward pass runs once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from pellucid.adapters.base import Array, Rectifier, Seed
+from pellucid.adapters.keras.rectifiers import bent_rectifiers
+from pellucid.adapters.keras.trace import Trace
+
+__all__ = ["Program", "program"]
+
+Answer = tuple[dict[str, Array], dict[str, Array], Mapping[str, Array]]
+
+
+class Program:
+    """A compiled question. Not for several threads at a time."""
+
+    def __init__(
+        self, traced: Trace, fetch: tuple[str, ...], wrt: tuple[str, ...], seeded: tuple[str, ...]
+    ) -> None:
+        self._traced, self._fetch, self._wrt, self._seeded = traced, fetch, wrt, seeded
+        self._function: Any = None
+        self._seed: Seed | None = None
+        self._given: Mapping[str, Array] = {}
+        self._error: BaseException | None = None
+
+    def compile(self, relu: Rectifier) -> Program:
+        """Add what the question needs to the graph, and cut the program out of it."""
+        traced = self._traced
+        with traced.graph.as_default():
+            values = [self._float(name) for name in self._fetch]
+            gradients: list[Any] = []
+            if self._wrt:
+                starts = [traced.named[name][0] for name in self._seeded]
+                with bent_rectifiers(traced.graph, relu):
+                    gradients = tf.gradients(
+                        starts,
+                        [traced.named[name][0] for name in self._wrt],
+                        grad_ys=self._cotangents(starts, values),
+                        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+                    )
+                gradients = [tf.cast(tf.convert_to_tensor(g), tf.float32) for g in gradients]
+        self._function = traced.function.prune(traced.inputs, [*values, *gradients])
+        return self
+
+    def __call__(self, x: Sequence[Array], seed: Seed | None) -> Answer:
+        """Answer for a batch: values, gradients, and the cotangents that the seed gave."""
+        self._seed, self._given, self._error = seed, {}, None
+        arguments = [
+            tf.convert_to_tensor(self._own(f"input:{i}" if i else "input", array), tensor.dtype)
+            for i, (array, tensor) in enumerate(zip(x, self._traced.inputs, strict=True))
+        ]
+        try:
+            results = [result.numpy() for result in self._function(*arguments)]
+        except tf.errors.OpError:
+            if self._error is not None:
+                raise self._error from None
+            raise
+        finally:
+            self._seed = None
+        count = len(self._fetch)
+        values = self._channels_first(self._fetch, results[:count])
+        return values, self._channels_first(self._wrt, results[count:]), self._given
+
+    def _float(self, name: str) -> Any:
+        return tf.cast(self._traced.named[name][0], tf.float32)
+
+    def _cotangents(self, starts: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+        made = tf.numpy_function(self._between, values, [tf.float32] * len(starts))
+        for cotangent, start in zip(made, starts, strict=True):
+            cotangent.set_shape(start.shape)
+        return [tf.cast(c, start.dtype) for c, start in zip(made, starts, strict=True)]
+
+    def _between(self, *fetched: Array) -> list[Array]:
+        """Call the seed; TensorFlow runs this between the forward and the backward half."""
+        try:
+            values = self._channels_first(self._fetch, fetched)
+            assert self._seed is not None
+            self._given = self._seed(values)
+            missing = [n for n in self._seeded if n not in self._given]
+            zeros = {name: np.zeros_like(values[name]) for name in missing}
+            cotangents = {**self._given, **zeros}
+            return [self._own(name, cotangents[name]) for name in self._seeded]
+        except BaseException as error:
+            self._error = error
+            raise
+
+    def _own(self, name: str, array: Array) -> Array:
+        return np.ascontiguousarray(array.transpose(self._traced.named[name][1]))
+
+    def _channels_first(self, names: Sequence[str], arrays: Sequence[Array]) -> dict[str, Array]:
+        orders = (np.argsort(self._traced.named[name][1]) for name in names)
+        return {n: a.transpose(o) for n, a, o in zip(names, arrays, orders, strict=True)}
+
+
+def program(
+    traced: Trace,
+    fetch: tuple[str, ...],
+    wrt: tuple[str, ...],
+    seeded: tuple[str, ...],
+    relu: Rectifier,
+) -> Program:
+    """Compile a question to a traced model."""
+    return Program(traced, fetch, wrt, seeded).compile(relu)

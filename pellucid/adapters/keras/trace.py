@@ -1,0 +1,271 @@
+"""One forward pass of a Keras model as a TensorFlow graph in which every layer call is known.
+
+The model is traced once per input shape. While it is traced, the one method through which every
+Keras layer and operation is called notes what it returns, so nested, shared, fused, subclassed
+and functional models all look alike. Programs that fetch values and gradients are then cut out
+of this one graph; the model is not called again.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import tensorflow as tf
+
+from pellucid.adapters.base import Layer, Layout
+from pellucid.adapters.kinds import kind_of, layout_of
+
+__all__ = ["Trace", "channels_first", "numbered", "trace"]
+
+_RESERVED = re.compile(r"^(input|output|logits)(:\d+)?$")
+_NO_OPS = frozenset(("Identity", "Cast", "Reshape", "Squeeze", "StopGradient", "PreventGradient"))
+_ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid", "LogSoftmax": "log_softmax"}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A traced forward pass.
+
+    Attributes
+    ----------
+    layers : all layer calls in the order in which they finish.
+    named : every addressable tensor, with the permutation of its axes from channels first to
+        its own layout.
+    activations : the final activation of each output, or None.
+    """
+
+    function: Any
+    inputs: list[Any]
+    layers: tuple[Layer, ...]
+    named: dict[str, tuple[Any, tuple[int, ...]]]
+    activations: list[str | None]
+    output_layouts: list[Layout]
+
+    @property
+    def graph(self) -> Any:
+        """The TensorFlow graph; programs add their gradient operations to it."""
+        return self.function.graph
+
+
+def trace(
+    model: Any,
+    operation: type,
+    model_class: type,
+    call: Callable[[Sequence[Any]], Any],
+    specs: Sequence[Any],
+    data_format: str,
+) -> Trace:
+    """Trace one forward pass of a model.
+
+    Parameters
+    ----------
+    operation : the class whose `__call__` every layer goes through.
+    model_class : the Keras `Model` class, whose instances hold layers.
+    call : calls the model on a list of tensors.
+    specs : one `tf.TensorSpec` per input, in the model's own layout.
+    data_format : what rank-4 tensors are where no layer says it.
+    """
+    recorder = _Recorder(model, model_class)
+    results: list[Any] = []
+
+    def forward(*tensors: Any) -> Any:
+        recorder.begin(tensors)
+        with recorder.watching(operation):
+            outputs = tf.nest.flatten(call(tensors))
+        results.extend(outputs)
+        return outputs
+
+    function = tf.compat.v1.wrap_function(forward, list(specs))
+    return _named(function, recorder, results, data_format)
+
+
+@dataclass
+class _Note:
+    path: str
+    operation: Any
+    tensor: Any
+    sources: list[Any]
+    container: bool
+
+
+@dataclass
+class _Recorder:
+    """Notes every layer call of one forward pass."""
+
+    model: Any
+    model_class: type
+    arguments: list[Any] = field(default_factory=list)
+    noted: list[_Note] = field(default_factory=list)
+    stack: list[Any] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    graph: Any = None
+
+    def begin(self, tensors: Sequence[Any]) -> None:
+        self.arguments = list(tensors)
+        self.graph = tensors[0].graph
+
+    @contextmanager
+    def watching(self, operation: type) -> Iterator[None]:
+        """Note the calls that this thread makes; the class is as before afterwards."""
+        original, owner = operation.__call__, threading.get_ident()
+
+        def noting(called: Any, *args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != owner:
+                return original(called, *args, **kwargs)
+            self.stack.append(called)
+            try:
+                outputs = original(called, *args, **kwargs)
+            finally:
+                self.stack.pop()
+            self.note(called, args, outputs)
+            return outputs
+
+        operation.__call__ = noting  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            operation.__call__ = original  # type: ignore[method-assign]
+
+    def note(self, called: Any, args: Any, outputs: Any) -> None:
+        holders = [holder for holder in self.stack if holder is not self.model]
+        if called is self.model or any(self._is_closed(holder) for holder in holders):
+            return
+        tensors = [t for t in tf.nest.flatten(outputs) if self._is_ours(t)]
+        if not tensors:
+            return
+        path = "/".join(part.name for part in (*holders, called))
+        index = self.counts[path]
+        self.counts[path] += 1
+        sources = [t for t in tf.nest.flatten(args) if self._is_ours(t)]
+        container = isinstance(called, self.model_class)
+        name = f"{path}:{index}" if index else path
+        self.noted.append(_Note(name, called, tensors[0], sources, container))
+
+    def _is_ours(self, value: Any) -> bool:
+        return isinstance(value, tf.Tensor) and getattr(value, "graph", None) is self.graph
+
+    def _is_closed(self, holder: Any) -> bool:
+        """Whether a layer counts as one: Keras's own, such as MultiHeadAttention."""
+        if isinstance(holder, self.model_class):
+            return False
+        return type(holder).__module__.split(".")[0] in ("keras", "tf_keras")
+
+
+Meaning = tuple[Layout, str]  # what the axes are, and in which data format
+
+
+def _meanings(
+    notes: Sequence[_Note], inputs: Sequence[Any], data_format: str
+) -> dict[int, Meaning]:
+    """Find out what the axes of each input and noted tensor mean, by tensor identity."""
+    known: dict[int, Meaning] = {}
+    for tensor in inputs:
+        rank = len(tensor.shape)
+        consumers = [n for n in notes if any(source is tensor for source in n.sources)]
+        says = [layout for n in consumers if (layout := layout_of(_kind(n.operation), rank))]
+        known[id(tensor)] = (says[0] if says else _default_layout(rank), data_format)
+        for note in notes:  # the first layer that has a data format decides
+            own_format = getattr(note.operation, "data_format", None)
+            if own_format and any(len(source.shape) == rank for source in note.sources):
+                known[id(tensor)] = (known[id(tensor)][0], str(own_format))
+                break
+    for note in notes:
+        if note.container and id(note.tensor) in known:
+            continue
+        rank = len(note.tensor.shape)
+        like = [known[id(s)] for s in note.sources if id(s) in known and len(s.shape) == rank]
+        inherited, own_format = like[0] if like else (_default_layout(rank), data_format)
+        own_format = getattr(note.operation, "data_format", None) or own_format
+        layout: Layout = layout_of(_kind(note.operation), rank) or inherited
+        known[id(note.tensor)] = (layout, own_format)
+    return known
+
+
+def _default_layout(rank: int) -> Layout:
+    return "spatial" if rank > 3 else "tokens" if rank == 3 else "features"
+
+
+def _kind(operation: Any) -> str:
+    name = type(operation).__name__
+    if name == "Activation":
+        activation = getattr(operation, "activation", None)
+        return kind_of(getattr(activation, "__name__", None) or type(activation).__name__)
+    return kind_of(name)
+
+
+def _to_own(tensor: Any, meaning: Meaning) -> tuple[int, ...]:
+    """Return the permutation of axes from channels first to the tensor's own layout."""
+    layout, data_format = meaning
+    rank = len(tensor.shape)
+    if layout != "spatial" or rank < 3 or data_format == "channels_first":
+        return tuple(range(rank))
+    return (0, *range(2, rank), 1)
+
+
+def _layer(note: _Note, layout: Layout, to_own: Sequence[int]) -> Layer:
+    shape = (None, *channels_first(note.tensor.shape, to_own)[1:])
+    kind, class_name = _kind(note.operation), type(note.operation).__name__
+    layout = layout if len(shape) > 2 else "features"
+    return Layer(note.path, kind, shape, layout, class_name, note.container)
+
+
+def _named(
+    function: Any,
+    recorder: _Recorder,
+    results: Sequence[Any],
+    data_format: str,
+) -> Trace:
+    """Give every tensor its name, and find the value before each final activation."""
+    meanings = _meanings(recorder.noted, recorder.arguments, data_format)
+
+    def meaning(tensor: Any) -> Meaning:
+        return meanings.get(id(tensor), (_default_layout(len(tensor.shape)), data_format))
+
+    def order(tensor: Any) -> tuple[int, ...]:
+        return _to_own(tensor, meaning(tensor))
+
+    named = {numbered("input", i): (t, order(t)) for i, t in enumerate(recorder.arguments)}
+    activations = []
+    for index, result in enumerate(results):
+        activation, logits = _before_activation(result)
+        activations.append(activation)
+        same = order(result) if len(logits.shape) == len(result.shape) else order(logits)
+        named[numbered("output", index)] = (result, order(result))
+        named[numbered("logits", index)] = (logits, same)
+    layers = []
+    for note in recorder.noted:
+        if _RESERVED.match(note.path):
+            if note.path in named and named[note.path][0] is note.tensor:
+                continue
+            note = replace(note, path=note.path + "_")
+        named[note.path] = (note.tensor, order(note.tensor))
+        layers.append(_layer(note, meanings[id(note.tensor)][0], named[note.path][1]))
+    layouts = [meaning(result)[0] for result in results]
+    return Trace(function, recorder.arguments, tuple(layers), named, activations, layouts)
+
+
+def _before_activation(tensor: Any) -> tuple[str | None, Any]:
+    """Walk back from an output over no-ops to its softmax or sigmoid, if it ends in one."""
+    op = tensor.op
+    while op.type in _NO_OPS:
+        op = op.inputs[0].op
+    if op.type in _ACTIVATIONS:
+        return _ACTIVATIONS[op.type], op.inputs[0]
+    return None, tensor
+
+
+def channels_first(shape: Sequence[Any], to_own: Sequence[int]) -> tuple[Any, ...]:
+    """Reorder a shape in the tensor's own layout to channels first."""
+    placed = dict(zip(to_own, shape, strict=True))
+    return tuple(placed[axis] for axis in range(len(placed)))
+
+
+def numbered(name: str, index: int) -> str:
+    """Name number `index` of several: `pool`, `pool:1`, `pool:2`."""
+    return f"{name}:{index}" if index else name

@@ -1,0 +1,246 @@
+"""The adapter of PyTorch modules, by native autograd."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pellucid.adapters.base import Adapter, Array, Batch, Layer, Port, Rectifier, Seed
+from pellucid.adapters.torch.observe import (
+    FinalActivations,
+    Keeper,
+    Kept,
+    numbered,
+    observing,
+    output_tensors,
+    qualified_names,
+    undisturbed,
+    unwrapped,
+)
+from pellucid.adapters.torch.probe import Probe, probe
+from pellucid.adapters.torch.rectifiers import bend_rectifiers
+from pellucid.errors import InputError, LayerError, UnsupportedError, first_line
+
+__all__ = ["TorchAdapter"]
+
+
+class TorchAdapter(Adapter):
+    """A `torch.nn.Module`; compiled and data-parallel wrappers are looked through.
+
+    The gradient never reaches a parameter: for the time of a call no parameter requires one,
+    and the autograd graph begins only where the first wanted layer makes its output a leaf.
+    Everything before that layer costs no more than inference.
+
+    Parameters
+    ----------
+    module : the network. It is left exactly as it is: mode, hooks, flags, weights, `.grad`.
+    labels, preprocess, source : see `pellucid.load`.
+    device : where to compute; None means where the module's parameters are. A module on another
+        device is copied, not moved.
+    """
+
+    framework = "torch"
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        labels: Sequence[str] | None = None,
+        preprocess: Any = None,
+        source: str = "",
+        device: str | None = None,
+    ) -> None:
+        name = type(unwrapped(module)).__name__
+        super().__init__(labels=labels, preprocess=preprocess, source=source or name)
+        self.module = _on_device(unwrapped(module), device)
+        self._lock = threading.RLock()
+        self._seen: tuple[tuple[int, ...], ...] | None = None
+        self._hashed: tuple[Any, str] = (None, "")
+
+    # ---- description -------------------------------------------------------------------------
+
+    @cached_property
+    def _probe(self) -> Probe:
+        given = self.preprocess
+        size = given.get("size") if isinstance(given, Mapping) else getattr(given, "size", None)
+        with self._lock:
+            return probe(self.module, self.names, self._seen, size)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """All module calls in the order in which they finish, seen in one run on noise."""
+        return self._probe.layers
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """The network's inputs; a PyTorch module does not record them, so they are probed."""
+        return self._probe.inputs
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """The tensors among what `forward` returns, in order."""
+        return self._probe.outputs
+
+    @property
+    def scales_input(self) -> bool:
+        """Whether the first module to finish normalises the input."""
+        leaves = [layer for layer in self.layers if not layer.container]
+        return bool(leaves) and leaves[0].framework_class.lower().startswith(("normaliz", "rescal"))
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The version of torch."""
+        return {"torch": torch.__version__}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the printed architecture and of every weight; computed anew on change."""
+        tensors = [*self.module.named_parameters(), *self.module.named_buffers()]
+        state = [(t.data_ptr(), -1 if t.is_inference() else t._version) for _, t in tensors]
+        if self._hashed[0] != state:
+            digest = hashlib.sha256(str(self.module).encode())
+            for name, tensor in tensors:
+                digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+                flat = tensor.detach().cpu().contiguous().reshape(-1)
+                digest.update(flat.view(torch.uint8).numpy().data)
+            self._hashed = (state, digest.hexdigest())
+        return self._hashed[1]
+
+    @cached_property
+    def names(self) -> dict[str, nn.Module]:
+        """Modules by name; one module under two names is listed under both."""
+        return qualified_names(self.module)
+
+    def batch(self, x: Batch) -> tuple[Array, ...]:
+        """Check a batch; the first one shows the network's input shape."""
+        if self._seen is None and not isinstance(x, Mapping):
+            arrays = [x] if isinstance(x, np.ndarray) else x
+            self._seen = tuple(np.shape(array) for array in arrays)
+        return super().batch(x)
+
+    # ---- computing ---------------------------------------------------------------------------
+
+    def _run(self, x: tuple[Array, ...], fetch: tuple[str, ...]) -> dict[str, Array]:
+        with self._lock, torch.no_grad(), undisturbed(self.module):
+            found = self._forward(x, Keeper(fetch))
+            return {name: _numpy(found[name].value) for name in fetch}
+
+    def _pullback(
+        self,
+        x: tuple[Array, ...],
+        seed: Seed,
+        wrt: tuple[str, ...],
+        fetch: tuple[str, ...],
+        relu: Rectifier,
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        recording = (torch.inference_mode(False), torch.enable_grad())
+        with self._lock, recording[0], recording[1], undisturbed(self.module):
+            found = self._forward(x, Keeper({*fetch, *wrt}, wrt))
+            values = {name: _numpy(found[name].value) for name in fetch}
+            gradients = _backward(found, seed(values), wrt, relu)
+            return values, {name: _numpy(g) for name, g in zip(wrt, gradients, strict=True)}
+
+    def _forward(self, x: tuple[Array, ...], keeper: Keeper) -> dict[str, Kept]:
+        """Run the network and return the wanted tensors."""
+        arguments = [
+            keeper.keep(numbered("input", index), tensor)
+            for index, tensor in enumerate(self._tensors(x))
+        ]
+        called = {base for name in keeper.wanted for base in (name, name.rpartition(":")[0])}
+        modules = {name: m for name, m in self.names.items() if name in called}
+        logits = [name for name in keeper.wanted if name.startswith("logits")]
+        if logits and any(port.activation for port in self.outputs):
+            activations = FinalActivations(any(n in keeper.differentiable for n in logits))
+            stage: AbstractContextManager[Any] = activations
+        else:
+            activations, stage = None, nullcontext()
+        try:
+            with observing(modules, keeper.visit), stage:
+                results = output_tensors(self.module(*arguments))
+        except RuntimeError as error:
+            shapes = ", ".join(str(array.shape) for array in x)
+            raise InputError(
+                f"The network failed on a batch of shape {shapes}: {first_line(error)}"
+            ) from error
+        for index, result in enumerate(results):
+            output = keeper.keep(numbered("output", index), result)
+            call = self._probe.activation_calls[index] if activations else None
+            if activations is None or call is None:
+                keeper.keep(numbered("logits", index), output)
+            elif numbered("logits", index) in keeper.wanted:
+                keeper.found[numbered("logits", index)] = activations.calls[call][1]
+        if missing := keeper.wanted - keeper.found.keys():
+            raise self._not_called(min(missing))
+        return keeper.found
+
+    def _tensors(self, x: tuple[Array, ...]) -> list[Tensor]:
+        """Copy the batch to the module's device and element type."""
+        weights = (p for p in self.module.parameters() if p.is_floating_point())
+        like = next(weights, torch.empty(0))
+        tensors = [torch.tensor(array, device=like.device) for array in x]
+        return [t.to(like.dtype) if t.is_floating_point() else t for t in tensors]
+
+    def _not_called(self, name: str) -> LayerError:
+        base, _, call = name.rpartition(":")
+        if not (base and call.isdigit()):
+            base = name
+        if base not in self.names:
+            return self.unknown_layer(name)
+        calls = sum(re.sub(r":\d+$", "", layer.name) == base for layer in self.layers)
+        times = "once" if calls == 1 else f"{calls} times" if calls else "never"
+        return LayerError(
+            f"Layer {base!r} is called {times} in the forward pass, so {name!r} has no value."
+        )
+
+
+def _backward(
+    found: Mapping[str, Kept],
+    cotangents: Mapping[str, Array],
+    wrt: Sequence[str],
+    relu: Rectifier,
+) -> list[Tensor]:
+    points: dict[str, Any] = {n: p for n in (*cotangents, *wrt) if (p := found[n].point) is not None}
+    starts = [name for name in cotangents if name in points]
+    inputs = [name for name in wrt if name in points]
+    gradients: dict[str, Tensor | None] = {}
+    if starts and inputs:
+        bend_rectifiers([points[name] for name in starts], relu)
+        seeds = [torch.tensor(cotangents[name]).to(found[name].value) for name in starts]
+        try:
+            results = torch.autograd.grad(
+                [points[name] for name in starts],
+                [points[name] for name in inputs],
+                grad_outputs=seeds,
+                allow_unused=True,
+            )
+        except RuntimeError as error:
+            raise UnsupportedError(
+                "PyTorch's autograd cannot go back through this network: " + first_line(error)
+            ) from error
+        gradients = dict(zip(inputs, results, strict=True))
+    return [
+        torch.zeros_like(found[name].value) if (g := gradients.get(name)) is None else g
+        for name in wrt
+    ]
+
+
+def _numpy(tensor: Tensor) -> Array:
+    array: Array = tensor.detach().to("cpu", torch.float32).numpy()
+    return array
+
+
+def _on_device(module: nn.Module, device: str | None) -> nn.Module:
+    here = next((p.device for p in module.parameters()), torch.device("cpu"))
+    if device is None or here == torch.device(device):
+        return module
+    return copy.deepcopy(module).to(device)

@@ -1,0 +1,231 @@
+"""What a PyTorch module does not record about itself, learned from one run on noise.
+
+The shape of the input is guessed from the first layer's weights and tried; the run then shows
+which layers are called, in which order, with what shapes, and whether the network ends in a
+softmax or sigmoid.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.adapters.base import Layer, Layout, Port
+from pellucid.adapters.kinds import kind_of, layout_of
+from pellucid.adapters.torch.observe import (
+    FinalActivations,
+    numbered,
+    observing,
+    output_tensors,
+    undisturbed,
+)
+from pellucid.errors import UnsupportedError, first_line
+
+__all__ = ["Probe", "probe"]
+
+_SIZES = {
+    1: (128, 256, 1024, 64, 512, 2048, 4096, 16000, 32, 100),
+    2: (224, 32, 28, 64, 48, 96, 128, 256, 299, 160, 192, 112, 227, 240, 300, 320, 331, 380, 384,
+        416, 448, 480, 512, 528, 600, 640, 100, 150, 200, 40, 24, 16, 8),
+    3: (32, 64, 16, 112, 24, 28, 96, 128, 8),
+}  # fmt: skip
+_SMALLER = {1: 96, 2: 96, 3: 24}  # a second size, to learn whether the first one was a must
+_VIEWS = ("View", "UnsafeView", "Reshape", "Alias", "Squeeze", "ToCopy", "Clone", "Transpose",
+          "Permute")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the run showed.
+
+    Attributes
+    ----------
+    activation_calls : for every output, which softmax or sigmoid call ends it, or None.
+    """
+
+    layers: tuple[Layer, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    activation_calls: tuple[int | None, ...]
+
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+def probe(
+    module: nn.Module,
+    names: Mapping[str, nn.Module],
+    seen: Shapes | None,
+    size: Sequence[int] | None,
+) -> Probe:
+    """Run the module on noise and describe what was seen.
+
+    Parameters
+    ----------
+    names : the modules to list, by name.
+    seen : shapes of a batch that a caller gave, tried first.
+    size : spatial size that the caller's preprocessing makes, tried next.
+
+    Raises
+    ------
+    UnsupportedError : no input shape that was tried fits.
+    """
+    parameters = _required_parameters(module)
+    reason = "it takes no input"
+    for shapes in _candidates(module, len(parameters), seen, size):
+        try:
+            layers, layouts, results, activations = _watched_run(module, names, shapes)
+        except Exception as error:  # a wrong guess fails in whatever way the network fails
+            reason = first_line(error)
+            continue
+        break
+    else:
+        raise UnsupportedError(
+            "The shape of the network's input could not be guessed (last attempt: "
+            f"{reason}). Call `adapter.run(batch)` once with a batch of the right shape, or give "
+            "preprocess={'size': (height, width)}."
+        )
+    free = _takes_other_size(module, shapes)
+    inputs = tuple(
+        Port(numbered("input", index), (None, shape[1], *_sizes(shape[2:], free)), name)
+        for index, (shape, name) in enumerate(zip(shapes, parameters, strict=True))
+    )
+    ends = [_ending(result, activations) for result in results]
+    outputs = tuple(
+        Port(
+            numbered("output", index),
+            (None, *_sizes(result.shape[1:], free and result.ndim > 2)),
+            activation=None if call is None else activations.calls[call][0],
+            layout=layouts.get(tuple(result.shape), "spatial"),
+        )
+        for index, (result, call) in enumerate(zip(results, ends, strict=True))
+    )
+    return Probe(tuple(layers), inputs, outputs, tuple(ends))
+
+
+def _watched_run(
+    module: nn.Module, names: Mapping[str, nn.Module], shapes: Shapes
+) -> tuple[list[Layer], dict[tuple[int, ...], Layout], list[Tensor], FinalActivations]:
+    layers: list[Layer] = []
+    layouts: dict[tuple[int, ...], Layout] = {}  # of the most recent output of each shape
+    has_1d = any(isinstance(m, nn.Conv1d) for m in names.values())
+
+    def visit(name: str, called: nn.Module, output: Any) -> Any:
+        tensors = output_tensors(output)
+        if tensors:
+            shape = tuple(tensors[0].shape)
+            kind = kind_of(type(called).__name__)
+            unknown: Layout = "spatial" if has_1d else "tokens"
+            layout: Layout = layout_of(kind, len(shape)) or layouts.get(shape, unknown)
+            layouts[shape] = layout if len(shape) > 2 else "features"
+            holds = bool(list(called.children())) and kind != "Attention"
+            class_name = type(called).__name__
+            listed = (None, *shape[1:])
+            layers.append(Layer(name, kind, listed, layouts[shape], class_name, holds))
+        return output
+
+    like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+    noise = [torch.rand(shape, device=like.device, dtype=like.dtype) for shape in shapes]
+    activations = FinalActivations(differentiable=True)
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(undisturbed(module))
+        stack.enter_context(observing(names, visit))
+        stack.enter_context(activations)
+        results = output_tensors(module(*noise))
+    return layers, layouts, results, activations
+
+
+def _ending(result: Tensor, activations: FinalActivations) -> int | None:
+    """Find the softmax or sigmoid call that an output comes from, through views only."""
+    node = result.grad_fn
+    ends = {output.grad_fn: index for index, (_, _, output) in enumerate(activations.calls)}
+    while node is not None:
+        if node in ends:
+            return ends[node]
+        if not node.name().startswith(_VIEWS):
+            return None
+        node = node.next_functions[0][0]
+    return None
+
+
+def _takes_other_size(module: nn.Module, shapes: Shapes) -> bool:
+    smaller = tuple(
+        (*shape[:2], *(max(8, min(_SMALLER[len(shape) - 2], s // 2)) for s in shape[2:]))
+        if 3 <= len(shape) <= 5
+        else shape
+        for shape in shapes
+    )
+    if smaller == shapes:
+        return False
+    try:
+        _watched_run(module, {}, smaller)
+    except Exception:  # whatever the network says: this size does not fit
+        return False
+    return True
+
+
+def _sizes(sizes: Iterable[int], free: bool) -> tuple[int | None, ...]:
+    return tuple(None if free else size for size in sizes)
+
+
+def _required_parameters(module: nn.Module) -> list[str]:
+    signature = inspect.signature(module.forward)
+    positional = [
+        p
+        for p in signature.parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
+    ]
+    return [p.name for p in positional] or ["input"]
+
+
+def _candidates(
+    module: nn.Module, count: int, seen: Shapes | None, size: Sequence[int] | None
+) -> Iterator[Shapes]:
+    """Yield input shapes worth trying, the likeliest first; the batch is 2."""
+    if seen is not None:
+        yield tuple((2, *shape[1:]) for shape in seen)
+    channels, dimensions = _first_layers(module)
+    if dimensions == 0:
+        for features in channels:
+            yield ((2, features),) * count
+        flat = channels[0] if channels else 0
+        for depth in (1, 3):
+            side = math.isqrt(flat // depth)
+            if side * side * depth == flat:
+                yield ((2, depth, side, side),) * count
+        return
+    sizes = [tuple(size)] if size is not None and len(size) == dimensions else []
+    sizes += [(s,) * dimensions for s in _SIZES[dimensions]]
+    for spatial in sizes:
+        for combination in itertools.product(channels, repeat=count):
+            yield tuple((2, c, *spatial) for c in combination)
+
+
+def _first_layers(module: nn.Module) -> tuple[list[int], int]:
+    """Return likely channel counts of the inputs and the number of spatial axes."""
+    found: list[int] = []
+    dimensions: int | None = None
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.conv._ConvNd):
+            layer_channels, layer_dimensions = layer.in_channels, len(layer.kernel_size)
+        elif isinstance(layer, nn.Linear):
+            layer_channels, layer_dimensions = layer.in_features, 0
+        elif isinstance(weight := getattr(layer, "weight", None), Tensor) and weight.ndim >= 3:
+            layer_channels, layer_dimensions = weight.shape[1], weight.ndim - 2
+        else:
+            continue
+        dimensions = layer_dimensions if dimensions is None else dimensions
+        if layer_dimensions == dimensions and layer_channels not in found:
+            found.append(layer_channels)
+    image_like = [c for c in found if c <= 4] or found[:1]
+    return list(dict.fromkeys([*found[:1], *image_like]))[:3], dimensions or 0

@@ -1,0 +1,101 @@
+"""Rectifier rules for guided backpropagation and deconvnet, on autograd's own graph.
+
+The rule is applied to the nodes of the backward graph, not to modules, so it holds however the
+rectifier was written: as a module, a function, a method, in place, reused or nested. The graph
+belongs to one call; nothing of the network is touched.
+
+One policy for all rectifiers, smooth ones included: `guided` sets negative cotangents to zero
+and then applies the exact derivative; `deconv` sets negative cotangents to zero and does not
+apply the derivative (1412.6806, 1311.2901).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from pellucid.adapters.base import Rectifier
+
+__all__ = ["bend_rectifiers"]
+
+_RECTIFIERS = frozenset((
+    "ReluBackward0", "LeakyReluBackward0", "PreluKernelBackward0", "EluBackward0",
+    "SiluBackward0", "GeluBackward0", "HardswishBackward0", "MishBackward0", "CeluBackward0",
+    "RreluWithNoiseBackward0",
+))  # fmt: skip
+
+# Clipping operations are rectifiers when they clip at zero from below.
+_LOWER_BOUND = {
+    "HardtanhBackward0": "_saved_min_val",
+    "ThresholdBackward0": "_saved_threshold",
+    "ClampMinBackward0": "_saved_min",
+    "ClampBackward1": "_saved_min",
+    "ClampBackward0": "_saved_min",
+    "ClampMinBackward1": "_saved_min",
+}
+
+
+def bend_rectifiers(starts: Iterable[Tensor | GradientEdge], rule: Rectifier) -> None:
+    """Register the rule on every rectifier from these points of the graph back to its leaves."""
+    if rule == "exact":
+        return
+    for node in _nodes(starts):
+        if not _is_rectifier(node):
+            continue
+        if rule == "guided":
+            node.register_prehook(_positive)
+        else:
+            node.register_hook(_passed_on)
+
+
+def _nodes(starts: Iterable[Tensor | GradientEdge]) -> Iterator[Any]:
+    waiting: list[Any] = [
+        start.node if isinstance(start, GradientEdge) else start.grad_fn for start in starts
+    ]
+    seen = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        waiting.extend(parent for parent, _ in node.next_functions)
+
+
+def _is_rectifier(node: Any) -> bool:
+    name = node.name()
+    if name in _RECTIFIERS:
+        return True
+    if name in _LOWER_BOUND:
+        return _is_zero(getattr(node, _LOWER_BOUND[name], None))
+    if name == "MaximumBackward0":  # torch.maximum(x, zeros)
+        return _is_zero(node._saved_other) or _is_zero(node._saved_self)
+    return False
+
+
+def _is_zero(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return not value.requires_grad and not bool(value.detach().any())
+    return value is not None and value == 0
+
+
+def _positive(cotangents: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    return tuple(None if c is None else c.clamp(min=0) for c in cotangents)
+
+
+def _passed_on(
+    inward: tuple[Tensor | None, ...], outward: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
+    """Replace the gradients at the inputs by the positive part of the one at the output."""
+    (cotangent,) = outward
+    if cotangent is None:
+        return inward
+    positive = torch.clamp(cotangent, min=0)
+    return tuple(
+        None if gradient is None else positive if gradient.shape == positive.shape else gradient
+        for gradient in inward
+    )
