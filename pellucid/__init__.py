@@ -1,1 +1,43 @@
-"""Pellucid explains image models whatever they were written in."""
+"""Pellucid explains image models whatever they were written in: Keras, PyTorch, ONNX.
+
+>>> import pellucid
+>>> pellucid.explain("model.h5", "cat.jpg").save("explanation.png")  # doctest: +SKIP
+
+Importing this package loads no framework; `load` imports the one that a model needs.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pellucid.errors import PellucidError
+
+if TYPE_CHECKING:
+    from pellucid.adapters.base import Adapter as Adapter
+    from pellucid.adapters.load import load as load
+    from pellucid.explainer import explain as explain
+    from pellucid.explanation import Explanation as Explanation
+    from pellucid.images import Preprocess as Preprocess
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Adapter": "pellucid.adapters.base",
+    "Explanation": "pellucid.explanation",
+    "Preprocess": "pellucid.images",
+    "explain": "pellucid.explainer",
+    "load": "pellucid.adapters.load",
+}
+
+__all__ = ["PellucidError", "__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'pellucid' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

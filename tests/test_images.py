@@ -177,6 +177,15 @@ def test_compressed_sixteen_bit_rgb_tiff_keeps_its_precision(tmp_path, rng):
     np.testing.assert_array_equal(np.rint(picture.astype(np.float64) * 257), pixels)
 
 
+def test_rotated_sixteen_bit_rgb_tiff_keeps_its_precision(tmp_path, rng):
+    pixels = rng.integers(0, 65536, (5, 7, 3)).astype(np.uint16)
+    turned = np.ascontiguousarray(pixels.transpose(1, 0, 2)[::-1])  # EXIF orientation 6
+    orientation = (274, "H", 1, 6, True)
+    tifffile.imwrite(tmp_path / "a.tif", turned, photometric="rgb", extratags=[orientation])
+    picture = read_image(tmp_path / "a.tif")
+    np.testing.assert_array_equal(np.rint(picture.astype(np.float64) * 257), pixels)
+
+
 @pytest.mark.parametrize("mode", ["I", "I;16"])
 def test_sixteen_bit_pil_image_keeps_its_precision(mode):
     values = np.array([[0, 257, 300, 65535]], np.int32 if mode == "I" else np.uint16)
@@ -335,9 +344,18 @@ def test_ramp_stays_a_ramp_away_from_the_edges(size):
 
 
 @pytest.mark.parametrize("heatmap", [np.zeros(3), np.zeros((0, 2)), np.zeros((1, 2, 2))])
-def test_heatmap_without_two_axes_is_refused(heatmap):
-    with pytest.raises(InputError, match=r"A heatmap has shape \(h, w\)"):
+def test_map_of_other_axes_than_the_grid_is_refused(heatmap):
+    with pytest.raises(InputError, match="cannot be drawn on"):
         resize_map(heatmap, (4, 4))
+
+
+def test_every_axis_of_a_volume_is_resized_like_a_line():
+    volume = np.random.default_rng(0).random((3, 4, 5))
+    by_axis = volume
+    for axis, size in enumerate((6, 2, 9)):
+        lines = np.apply_along_axis(lambda line, n=size: resize_map(line, (n,)), axis, by_axis)
+        by_axis = lines
+    np.testing.assert_allclose(resize_map(volume, (6, 2, 9)), by_axis, atol=1e-6)
 
 
 # ---- Preprocess: numbers ---------------------------------------------------------------------
@@ -392,7 +410,10 @@ def test_multispectral_channels_are_not_mixed(rng):
 
 def test_alpha_is_kept_for_a_network_with_four_channels(rng):
     pixels = rng.integers(0, 255, (6, 4, 4)).astype(np.uint8)
-    prepared = prepare(pixels, [Port("input", (None, 4, 6, 4))], None)
+    port = Port("input", (None, 4, 6, 4))
+    prepared = prepare(pixels, [port])
+    from_image = Preprocess.of(None, port)(Image.fromarray(pixels))
+    np.testing.assert_array_equal(prepared.batch[0][0], from_image)
     np.testing.assert_allclose(prepared.batch[0][0] * 255, pixels.transpose(2, 0, 1), rtol=1e-5)
     assert prepared.pictures[0].shape == (6, 4, 3)
 
@@ -724,6 +745,15 @@ def test_each_input_gets_its_own_size_and_channels():
     prepared = prepare((data.chelsea(), data.chelsea()), ports, preprocess)
     assert [a.shape for a in prepared.batch] == [(1, 3, 32, 48), (1, 1, 9, 7)]
     assert prepared.preprocess == preprocess
+
+
+def test_ready_second_input_may_have_other_channels_than_the_preprocessing():
+    ports = (TORCH, Port("input:1", (None, 1, 9, 7)))
+    preprocess = Preprocess.of("imagenet", TORCH)
+    prepared = prepare((data.chelsea(), np.ones((1, 9, 7))), ports, preprocess)
+    np.testing.assert_array_equal(prepared.batch[1], 1)
+    with pytest.raises(InputError, match="mean has 3 values, 'grey' has 1"):
+        prepare((data.chelsea(), data.camera()), ports, preprocess)
 
 
 @pytest.mark.parametrize(

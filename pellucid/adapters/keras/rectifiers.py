@@ -1,17 +1,20 @@
 """Rectifier rules for guided backpropagation and deconvnet, on the TensorFlow graph.
 
-While the gradient operations are added to the graph, the rectifier operations of the forward
-pass carry the name of another gradient function. So the rule holds however the rectifier was
-written: as a layer, an Activation, fused into a convolution, an operation, shared or nested.
+While the gradient operations are added to the graph, the rectifiers of the forward pass carry
+the name of another gradient function. So the rule holds however the rectifier was written: as a
+layer, an Activation, fused into a convolution, an operation, shared or nested.
 
 The policy is that of `pellucid.adapters.torch.rectifiers`: `guided` sets negative cotangents to
-zero and then applies the exact derivative; `deconv` does not apply the derivative.
+zero and then applies the exact derivative; `deconv` does not apply the derivative. TensorFlow
+has no operation for GELU, SiLU, Mish, hard-swish and PReLU; they are recognised by what they are,
+`x` times a gate made of `x` alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
@@ -20,54 +23,155 @@ from tensorflow.python.framework import ops
 
 from pellucid.adapters.base import Rectifier
 
-__all__ = ["bent_rectifiers"]
+__all__ = ["bent_rectifiers", "find_rectifiers"]
 
-_RECTIFIERS = ("Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Maximum")
+_SINGLE = frozenset(("Relu", "Relu6", "LeakyRelu", "Elu", "Selu"))
+_GATES = frozenset(("Sigmoid", "Tanh", "Erf", "Erfc", "Relu6"))
+_ELEMENTWISE = _GATES | frozenset((
+    "Add", "AddV2", "Sub", "Mul", "RealDiv", "Pow", "Square", "Neg", "Softplus", "Exp", "Log1p",
+    "Minimum", "Maximum", "Relu", "Identity", "Cast",
+))  # fmt: skip
 _ATTRIBUTE = "_gradient_op_type"
-_registered: set[str] = set()
+_registered: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Found:
+    """An operation that ends a rectifier.
+
+    Attributes
+    ----------
+    operand : which of its inputs leads to the rectified tensor `x`.
+    factor : that input is `factor * x`.
+    inner : operations that belong to it and are no rectifiers of their own.
+    """
+
+    op: Any
+    operand: int = 0
+    factor: float = 1.0
+    inner: tuple[Any, ...] = ()
 
 
 @contextmanager
 def bent_rectifiers(graph: Any, rule: Rectifier) -> Iterator[None]:
     """Apply the rule to the gradient operations that are made inside the context."""
-    bent = []
-    if rule != "exact":
-        bent = [op for op in graph.get_operations() if _is_rectifier(op)]
+    found = [] if rule == "exact" else find_rectifiers(graph)
+    original = {rectifier.op: _gradient_name(rectifier.op) for rectifier in found}
     try:
-        for op in bent:
-            name = _gradient_name(op.type, rule)
-            op._set_attr(_ATTRIBUTE, attr_value_pb2.AttrValue(s=name.encode()))
+        for rectifier in found:
+            _name_gradient(rectifier.op, _registered_rule(rectifier, rule, original[rectifier.op]))
         yield
     finally:
-        for op in bent:
-            op._clear_attr(_ATTRIBUTE)
+        for op, name in original.items():
+            if name == op.type:
+                op._clear_attr(_ATTRIBUTE)
+            else:
+                _name_gradient(op, name)
 
 
-def _is_rectifier(op: Any) -> bool:
-    if op.type not in _RECTIFIERS:
-        return False
-    return op.type != "Maximum" or any(_is_zero(operand) for operand in op.inputs)
+def find_rectifiers(graph: Any) -> list[Found]:
+    """Find the operations that end a rectifier, however it was written."""
+    composite = [f for op in graph.get_operations() if (f := _composite(op)) is not None]
+    inner = {op for rectifier in composite for op in rectifier.inner}
+    single = [Found(op) for op in graph.get_operations() if op.type in _SINGLE and op not in inner]
+    return single + [rectifier for rectifier in composite if rectifier.op not in inner]
+
+
+def _composite(op: Any) -> Found | None:
+    if op.type == "Maximum":  # max(x, 0)
+        zero = [_is_zero(operand) for operand in op.inputs]
+        return Found(op, operand=zero.index(False)) if sum(zero) == 1 else None
+    if op.type == "Mul":  # x * gate(x)
+        for operand, gate in ((0, op.inputs[1]), (1, op.inputs[0])):
+            source, factor = _without_factor(op.inputs[operand])
+            inner = _gate_of(gate, source)
+            if inner is not None:
+                return Found(op, operand, factor, inner)
+    if op.type in ("Add", "AddV2", "Sub"):  # relu(x) +- alpha * relu(-x), Keras's PReLU
+        return _parametric(op)
+    if op.type == "IdentityN" and _gradient_name(op) != op.type and len(op.inputs) == 2:
+        inside = _composite(op.inputs[0].op)  # tf.nn.silu, with a gradient of its own
+        if inside is not None:
+            source, _ = _without_factor(inside.op.inputs[inside.operand])
+            if source is op.inputs[1]:
+                return Found(op, operand=1, inner=(inside.op, *inside.inner))
+    return None
+
+
+def _gate_of(tensor: Any, source: Any) -> tuple[Any, ...] | None:
+    """Return the operations of a gate that is made of `source` alone, or None if it is none."""
+    waiting: list[Any] = [tensor]
+    inner: list[Any] = []
+    while waiting:
+        current = waiting.pop()
+        if current is source or _constant(current) is not None:
+            continue
+        if current.op.type not in _ELEMENTWISE or len(inner) > 24:
+            return None
+        inner.append(current.op)
+        waiting.extend(current.op.inputs)
+    return tuple(inner) if any(op.type in _GATES for op in inner) else None
+
+
+def _parametric(op: Any) -> Found | None:
+    for operand in (0, 1):
+        positive, other = op.inputs[operand].op, op.inputs[1 - operand].op
+        if positive.type != "Relu" or other.type != "Mul":
+            continue
+        for factor in other.inputs:
+            negative = factor.op
+            flipped = negative.inputs[0].op if negative.type == "Relu" else negative
+            if flipped.type == "Neg" and flipped.inputs[0] is positive.inputs[0]:
+                return Found(op, operand, inner=(positive, other, negative))
+    return None
+
+
+def _without_factor(tensor: Any) -> tuple[Any, float]:
+    """Take a constant factor off: `c * x` is `(x, c)`."""
+    if tensor.op.type == "Mul":
+        for index in (0, 1):
+            value = _constant(tensor.op.inputs[index])
+            if value is not None and value.size == 1:
+                return tensor.op.inputs[1 - index], float(value.reshape(()))
+    return tensor, 1.0
+
+
+def _constant(tensor: Any) -> Any:
+    return tf.get_static_value(tensor)
 
 
 def _is_zero(tensor: Any) -> bool:
-    value = tf.get_static_value(tensor)
+    value = _constant(tensor)
     return value is not None and not value.any()
 
 
-def _gradient_name(op_type: str, rule: Rectifier) -> str:
-    """Register the rule's gradient function of an operation, once, and return its name."""
-    name = f"Pellucid{rule.capitalize()}{op_type}"
-    if name not in _registered:
-        exact: Callable[..., Any] = ops.gradient_registry.lookup(op_type)
+def _gradient_name(op: Any) -> str:
+    try:
+        return str(op.get_attr(_ATTRIBUTE).decode())
+    except ValueError:
+        return str(op.type)
 
-        def guided(op: Any, cotangent: Any) -> Any:
-            return exact(op, tf.nn.relu(cotangent))
 
-        def deconv(op: Any, cotangent: Any) -> Any:
-            positive = tf.nn.relu(cotangent)
-            passed = [None if _is_zero(operand) else positive for operand in op.inputs]
+def _name_gradient(op: Any, name: str) -> None:
+    op._set_attr(_ATTRIBUTE, attr_value_pb2.AttrValue(s=name.encode()))
+
+
+def _registered_rule(rectifier: Found, rule: Rectifier, original: str) -> str:
+    """Register the rule's gradient function for this kind of rectifier, once; return its name."""
+    operand, factor = rectifier.operand, rectifier.factor
+    key = f"{rule}/{original}/{operand}/{factor}"
+    if key not in _registered:
+        name = f"Pellucid{len(_registered)}"
+        exact: Callable[..., Any] = ops.gradient_registry.lookup(original)
+
+        def guided(op: Any, cotangent: Any, *others: Any) -> Any:
+            return exact(op, tf.nn.relu(cotangent), *others)
+
+        def deconv(op: Any, cotangent: Any, *_: Any) -> Any:
+            passed: list[Any] = [None] * len(op.inputs)
+            passed[operand] = tf.nn.relu(cotangent) / tf.cast(factor, cotangent.dtype)
             return passed[0] if len(passed) == 1 else passed
 
         tf.RegisterGradient(name)(guided if rule == "guided" else deconv)
-        _registered.add(name)
-    return name
+        _registered[key] = name
+    return _registered[key]

@@ -133,8 +133,9 @@ class _Recorder:
             operation.__call__ = original  # type: ignore[method-assign]
 
     def note(self, called: Any, args: Any, outputs: Any) -> None:
-        holders = [holder for holder in self.stack if holder is not self.model]
-        if called is self.model or any(self._is_closed(holder) for holder in holders):
+        # By equality, not identity: the model may be given as a weak proxy.
+        holders = [holder for holder in self.stack if holder != self.model]
+        if called == self.model or any(self._is_closed(holder) for holder in holders):
             return
         tensors = [t for t in tf.nest.flatten(outputs) if self._is_ours(t)]
         if not tensors:
@@ -168,8 +169,8 @@ def _meanings(
     for tensor in inputs:
         rank = len(tensor.shape)
         consumers = [n for n in notes if any(source is tensor for source in n.sources)]
-        says = [layout for n in consumers if (layout := layout_of(_kind(n.operation), rank))]
-        known[id(tensor)] = (says[0] if says else _default_layout(rank), data_format)
+        says = (layout_of(_kind(note.operation), rank) for note in consumers)
+        known[id(tensor)] = (next(filter(None, says), _default_layout(rank)), data_format)
         for note in notes:  # the first layer that has a data format decides
             own_format = getattr(note.operation, "data_format", None)
             if own_format and any(len(source.shape) == rank for source in note.sources):
@@ -182,8 +183,7 @@ def _meanings(
         like = [known[id(s)] for s in note.sources if id(s) in known and len(s.shape) == rank]
         inherited, own_format = like[0] if like else (_default_layout(rank), data_format)
         own_format = getattr(note.operation, "data_format", None) or own_format
-        layout: Layout = layout_of(_kind(note.operation), rank) or inherited
-        known[id(note.tensor)] = (layout, own_format)
+        known[id(note.tensor)] = (layout_of(_kind(note.operation), rank) or inherited, own_format)
     return known
 
 
@@ -196,6 +196,8 @@ def _kind(operation: Any) -> str:
     if name == "Activation":
         activation = getattr(operation, "activation", None)
         return kind_of(getattr(activation, "__name__", None) or type(activation).__name__)
+    if name == "ReLU" and getattr(operation, "max_value", None) == 6:
+        return "ReLU6"
     return kind_of(name)
 
 

@@ -74,7 +74,7 @@ class TorchAdapter(Adapter):
         given = self.preprocess
         size = given.get("size") if isinstance(given, Mapping) else getattr(given, "size", None)
         with self._lock:
-            return probe(self.module, self.names, self._seen, size)
+            return probe(self.module, self.names, self._seen, size, self.fixed_batch or 2)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -121,12 +121,34 @@ class TorchAdapter(Adapter):
         """Modules by name; one module under two names is listed under both."""
         return qualified_names(self.module)
 
+    def prepare(self, images: Any) -> Any:
+        """Turn what a user holds into a batch; a ready batch shows the input's shape."""
+        arrays = images if isinstance(images, tuple) else (images,)
+        if all(isinstance(a, np.ndarray | Tensor) and not _is_integer(a) for a in arrays):
+            self._see(tuple(tuple(array.shape) for array in arrays))
+        return super().prepare(images)
+
     def batch(self, x: Batch) -> tuple[Array, ...]:
-        """Check a batch; the first one shows the network's input shape."""
-        if self._seen is None and not isinstance(x, Mapping):
+        """Check a batch. What it shows of the input's shape outweighs a guess."""
+        if not isinstance(x, Mapping):
             arrays = [x] if isinstance(x, np.ndarray) else x
-            self._seen = tuple(np.shape(array) for array in arrays)
+            self._see(tuple(np.shape(array) for array in arrays))
         return super().batch(x)
+
+    def _see(self, shapes: tuple[tuple[int, ...], ...]) -> None:
+        """Describe the network anew if a batch does not fit the description that was guessed."""
+        if self._seen is None and "_probe" not in self.__dict__:
+            self._seen = shapes
+        elif shapes != self._seen and not self._fits(shapes):
+            self._seen = shapes
+            self.__dict__.pop("_probe", None)
+
+    def _fits(self, shapes: tuple[tuple[int, ...], ...]) -> bool:
+        return len(shapes) == len(self.inputs) and all(
+            len(shape) == len(port.shape)
+            and all(w in (None, h) for w, h in zip(port.shape[1:], shape[1:], strict=True))
+            for shape, port in zip(shapes, self.inputs, strict=True)
+        )
 
     # ---- computing ---------------------------------------------------------------------------
 
@@ -209,7 +231,9 @@ def _backward(
     wrt: Sequence[str],
     relu: Rectifier,
 ) -> list[Tensor]:
-    points: dict[str, Any] = {n: p for n in (*cotangents, *wrt) if (p := found[n].point) is not None}
+    points: dict[str, Any] = {
+        n: p for n in (*cotangents, *wrt) if (p := found[n].point) is not None
+    }
     starts = [name for name in cotangents if name in points]
     inputs = [name for name in wrt if name in points]
     gradients: dict[str, Tensor | None] = {}
@@ -232,6 +256,12 @@ def _backward(
         torch.zeros_like(found[name].value) if (g := gradients.get(name)) is None else g
         for name in wrt
     ]
+
+
+def _is_integer(array: Any) -> bool:
+    if isinstance(array, Tensor):
+        return not array.is_floating_point()
+    return bool(array.dtype.kind != "f")
 
 
 def _numpy(tensor: Tensor) -> Array:

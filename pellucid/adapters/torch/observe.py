@@ -120,7 +120,7 @@ class FinalActivations(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the function, keeping what is wanted of it."""
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
+        name = getattr(func, "__name__", "").partition(".")[0]  # "softmax.int" of an exported file
         if name not in self.NAMES:
             return func(*args, **kwargs)
         first, *rest = args or (kwargs.pop("input"),)

@@ -37,7 +37,7 @@ _SIZES = {
         416, 448, 480, 512, 528, 600, 640, 100, 150, 200, 40, 24, 16, 8),
     3: (32, 64, 16, 112, 24, 28, 96, 128, 8),
 }  # fmt: skip
-_SMALLER = {1: 96, 2: 96, 3: 24}  # a second size, to learn whether the first one was a must
+_SCALES = (1.0, 0.5, 0.25, 2.0)  # sizes of further inputs, relative to the first
 _VIEWS = ("View", "UnsafeView", "Reshape", "Alias", "Squeeze", "ToCopy", "Clone", "Transpose",
           "Permute")  # fmt: skip
 
@@ -65,6 +65,7 @@ def probe(
     names: Mapping[str, nn.Module],
     seen: Shapes | None,
     size: Sequence[int] | None,
+    batch: int = 2,
 ) -> Probe:
     """Run the module on noise and describe what was seen.
 
@@ -73,6 +74,7 @@ def probe(
     names : the modules to list, by name.
     seen : shapes of a batch that a caller gave, tried first.
     size : spatial size that the caller's preprocessing makes, tried next.
+    batch : how many samples of noise; one would hide what `squeeze` does to a batch.
 
     Raises
     ------
@@ -80,7 +82,8 @@ def probe(
     """
     parameters = _required_parameters(module)
     reason = "it takes no input"
-    for shapes in _candidates(module, len(parameters), seen, size):
+    for inner in _candidates(module, len(parameters), seen, size):
+        shapes = tuple((batch, *shape) for shape in inner)
         try:
             layers, layouts, results, activations = _watched_run(module, names, shapes)
         except Exception as error:  # a wrong guess fails in whatever way the network fails
@@ -102,7 +105,7 @@ def probe(
     outputs = tuple(
         Port(
             numbered("output", index),
-            (None, *_sizes(result.shape[1:], free and result.ndim > 2)),
+            (None, *result.shape[1:2], *_sizes(result.shape[2:], free)),
             activation=None if call is None else activations.calls[call][0],
             layout=layouts.get(tuple(result.shape), "spatial"),
         )
@@ -122,7 +125,7 @@ def _watched_run(
         tensors = output_tensors(output)
         if tensors:
             shape = tuple(tensors[0].shape)
-            kind = kind_of(type(called).__name__)
+            kind = _kind(called)
             unknown: Layout = "spatial" if has_1d else "tokens"
             layout: Layout = layout_of(kind, len(shape)) or layouts.get(shape, unknown)
             layouts[shape] = layout if len(shape) > 2 else "features"
@@ -145,6 +148,15 @@ def _watched_run(
     return layers, layouts, results, activations
 
 
+def _kind(module: nn.Module) -> str:
+    kind = kind_of(type(module).__name__)
+    if kind.startswith("Conv") and 1 < getattr(module, "groups", 1) == module.in_channels:
+        return kind.replace("Conv", "DepthwiseConv", 1)
+    if kind.startswith("Adaptive") and getattr(module, "output_size", None) in (1, (1, 1)):
+        return kind.replace("Adaptive", "Global", 1)
+    return kind
+
+
 def _ending(result: Tensor, activations: FinalActivations) -> int | None:
     """Find the softmax or sigmoid call that an output comes from, through views only."""
     node = result.grad_fn
@@ -159,12 +171,7 @@ def _ending(result: Tensor, activations: FinalActivations) -> int | None:
 
 
 def _takes_other_size(module: nn.Module, shapes: Shapes) -> bool:
-    smaller = tuple(
-        (*shape[:2], *(max(8, min(_SMALLER[len(shape) - 2], s // 2)) for s in shape[2:]))
-        if 3 <= len(shape) <= 5
-        else shape
-        for shape in shapes
-    )
+    smaller = tuple((*shape[:2], *(max(1, size // 2) for size in shape[2:])) for shape in shapes)
     if smaller == shapes:
         return False
     try:
@@ -191,24 +198,26 @@ def _required_parameters(module: nn.Module) -> list[str]:
 def _candidates(
     module: nn.Module, count: int, seen: Shapes | None, size: Sequence[int] | None
 ) -> Iterator[Shapes]:
-    """Yield input shapes worth trying, the likeliest first; the batch is 2."""
+    """Yield input shapes worth trying, the likeliest first, without the batch."""
     if seen is not None:
-        yield tuple((2, *shape[1:]) for shape in seen)
+        yield tuple(shape[1:] for shape in seen)
     channels, dimensions = _first_layers(module)
     if dimensions == 0:
         for features in channels:
-            yield ((2, features),) * count
+            yield ((features,),) * count
         flat = channels[0] if channels else 0
         for depth in (1, 3):
             side = math.isqrt(flat // depth)
             if side * side * depth == flat:
-                yield ((2, depth, side, side),) * count
+                yield ((depth, side, side),) * count
         return
     sizes = [tuple(size)] if size is not None and len(size) == dimensions else []
     sizes += [(s,) * dimensions for s in _SIZES[dimensions]]
     for spatial in sizes:
-        for combination in itertools.product(channels, repeat=count):
-            yield tuple((2, c, *spatial) for c in combination)
+        for scales in itertools.product(_SCALES, repeat=count - 1):
+            scaled = [tuple(int(s * scale) for s in spatial) for scale in (1.0, *scales)]
+            for combination in itertools.product(channels, repeat=count):
+                yield tuple((c, *s) for c, s in zip(combination, scaled, strict=True))
 
 
 def _first_layers(module: nn.Module) -> tuple[list[int], int]:

@@ -1,0 +1,250 @@
+"""`load`: whatever a user holds becomes an adapter.
+
+No framework is imported to learn what an object is: it can only be a PyTorch module if PyTorch
+has been imported already. Paths are told apart by suffix, and checked by content.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pellucid.adapters.base import Adapter
+from pellucid.adapters.files import existing
+from pellucid.errors import InputError, LoadError, UnsupportedError, first_line
+
+__all__ = ["load"]
+
+_FACTORY = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
+_TORCH_SUFFIXES = (".pt2", ".pt", ".pth", ".ts", ".torchscript", ".bin", ".ckpt")
+_KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
+_KNOWN = ".onnx, .keras, .h5, .hdf5, .pt2, .pt, .pth or a SavedModel folder"
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What `load` was given beside the model."""
+
+    labels: Sequence[str] | None
+    preprocess: Any
+    custom_objects: Mapping[str, Any] | None
+    allow_code: bool
+    device: str | None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What every adapter takes."""
+        return {"labels": self.labels, "preprocess": self.preprocess}
+
+
+def load(
+    source: Any,
+    *,
+    weights: str | Path | None = None,
+    labels: Sequence[str] | None = None,
+    preprocess: Any = None,
+    custom_objects: Mapping[str, Any] | None = None,
+    allow_code: bool = False,
+    device: str | None = None,
+) -> Adapter:
+    """Open a model of any framework behind one interface.
+
+    Parameters
+    ----------
+    source : a live model (`torch.nn.Module`, `keras.Model`, `tf_keras.Model`,
+        `onnx.ModelProto`), an adapter, the path of a file (`.onnx`, `.keras`, `.h5`, `.hdf5`,
+        `.pt2`, TorchScript `.pt` or `.pth`) or of a SavedModel folder, or
+        `"package.module:factory"`, which names a class or function that builds a PyTorch module
+        when it is called without arguments, or the module itself.
+    weights : with a PyTorch module or its factory, the file of its weights: a state dict or a
+        checkpoint that holds one, or `.safetensors`.
+    labels : names of the classes, in the order of the outputs.
+    preprocess : how images become a batch; see `pellucid.images.Preprocess`.
+    custom_objects : for Keras files, the custom layers and functions by name.
+    allow_code : let the file run code of its own as it is opened (pickles, Lambda layers). Only
+        for files that you trust as you trust a program.
+    device : "cpu", "cuda" or "cuda:1"; None is the model's own, and for ONNX files CUDA where
+        onnxruntime offers it.
+
+    Returns
+    -------
+    Adapter
+        The model. A live model is left as it is.
+
+    Raises
+    ------
+    LoadError
+        The file is missing, damaged, of another kind than it says, or holds code.
+    UnsupportedError
+        The framework is not installed, or the model is of a kind that this version cannot take.
+
+    Examples
+    --------
+    >>> from pellucid import load
+    >>> model = load("resnet50.onnx")  # doctest: +SKIP
+    >>> model = load("torchvision.models:resnet50", weights="resnet50.pth")  # doctest: +SKIP
+    """
+    options = _Options(labels, preprocess, custom_objects, allow_code, device)
+    if isinstance(source, str | Path):
+        if isinstance(source, str) and _FACTORY.match(source):
+            return _made(source, weights, options)
+        path = existing(Path(source))
+        if weights is not None:
+            raise LoadError(
+                f"weights= goes with a PyTorch module or its factory, 'package.module:factory'; "
+                f"{path} holds its own."
+            )
+        return _opened(path, options)
+    if weights is not None and not _is(source, "torch.nn", "Module"):
+        raise LoadError("weights= goes with a PyTorch module or its factory.")
+    return _live(source, weights, options)
+
+
+# ---- live models ----------------------------------------------------------------------------
+
+
+def _is(source: Any, module: str, name: str) -> bool:
+    """Say whether an object is of a class, without importing the class's module."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return isinstance(kind, type) and isinstance(source, kind)
+
+
+def _live(source: Any, weights: str | Path | None, options: _Options, name: str = "") -> Adapter:
+    if isinstance(source, Adapter):
+        return _set(source, options)
+    if _is(source, "torch.nn", "Module"):
+        return _from_torch(source, weights, options, name)
+    if _is(source, "torch.export", "ExportedProgram"):
+        from pellucid.adapters.exported import from_program
+
+        return _from_torch(from_program(source), None, options, name)
+    if _is(source, "keras", "Model") or _is(source, "tf_keras", "Model"):
+        return _from_keras(source, options, name)
+    if _is(source, "onnx", "ModelProto"):
+        from pellucid.adapters.onnx import OnnxAdapter
+
+        return OnnxAdapter(source, device=options.device, source=name, **options.given)
+    raise InputError(
+        f"An object of type {type(source).__module__}.{type(source).__qualname__} is no model: "
+        "give a torch.nn.Module, a keras.Model, an onnx.ModelProto, a path, or "
+        "'package.module:factory'."
+    )
+
+
+def _set(adapter: Adapter, options: _Options) -> Adapter:
+    if options.labels is not None:
+        adapter.labels = options.labels
+    if options.preprocess is not None:
+        adapter.preprocess = options.preprocess
+        vars(adapter).pop("preprocessing", None)  # made from the one before
+    return adapter
+
+
+def _from_torch(source: Any, weights: str | Path | None, options: _Options, name: str) -> Adapter:
+    try:
+        from pellucid.adapters.exported import Exported
+        from pellucid.adapters.torch import TorchAdapter
+        from pellucid.adapters.torch_files import load_weights
+        from pellucid.adapters.torchscript import from_script
+    except ImportError as error:
+        raise _not_installed("torch", "torch", error) from error
+
+    exported = source if isinstance(source, Exported) else None
+    module: Any = exported.module if exported else source
+    if _is(module, "torch.jit", "ScriptModule"):
+        module = from_script(module)
+    if weights is not None:
+        module = load_weights(module, existing(Path(weights)), allow_code=options.allow_code)
+    adapter = TorchAdapter(module, device=options.device, source=name, **options.given)
+    if exported is not None:
+        adapter.fixed_batch = exported.fixed_batch
+        adapter._seen = exported.shapes
+    return adapter
+
+
+def _from_keras(source: Any, options: _Options, name: str) -> Adapter:
+    keras = sys.modules.get("keras")
+    if keras is not None and _is(source, "keras", "Model"):
+        backend = keras.backend.backend()
+        if backend != "tensorflow":
+            raise UnsupportedError(
+                f"Keras runs on {backend} here; this version explains Keras models on TensorFlow "
+                "only. Set the environment variable KERAS_BACKEND=tensorflow before Keras is "
+                "imported."
+            )
+    try:
+        from pellucid.adapters.keras import KerasAdapter
+    except ImportError as error:
+        raise _not_installed("TensorFlow", "tensorflow", error) from error
+    adapter: Adapter = KerasAdapter(source, source=name, **options.given)
+    return adapter
+
+
+def _not_installed(framework: str, extra: str, error: ImportError) -> UnsupportedError:
+    missing = (error.name or "").partition(".")[0]
+    if missing and missing not in ("torch", "tensorflow", "keras", "tf_keras"):
+        return UnsupportedError(f"{framework} does not start: {first_line(error)}.")
+    return UnsupportedError(f"This model needs {framework}: install 'pellucid[{extra}]'.")
+
+
+# ---- paths ----------------------------------------------------------------------------------
+
+
+def _opened(path: Path, options: _Options) -> Adapter:
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        if not (path / "saved_model.pb").is_file():
+            raise LoadError(
+                f"{path} is a folder, but no SavedModel: it holds no saved_model.pb. Give a file "
+                f"({_KNOWN})."
+            )
+        from pellucid.adapters.keras_files import open_saved_model
+
+        model = open_saved_model(
+            path, custom_objects=options.custom_objects, allow_code=options.allow_code
+        )
+        return _from_keras(model, options, str(path))
+    if suffix == ".onnx":
+        from pellucid.adapters.onnx import OnnxAdapter
+
+        return OnnxAdapter.from_file(path, device=options.device, **options.given)
+    if suffix in _KERAS_SUFFIXES:
+        from pellucid.adapters.keras_files import open_keras
+
+        model = open_keras(
+            path, custom_objects=options.custom_objects, allow_code=options.allow_code
+        )
+        return _from_keras(model, options, str(path))
+    if suffix in _TORCH_SUFFIXES:
+        try:
+            from pellucid.adapters.torch_files import open_torch
+        except ImportError as error:
+            raise _not_installed("PyTorch", "torch", error) from error
+        found = open_torch(path, allow_code=options.allow_code)
+        return _from_torch(found, None, options, str(path))
+    if suffix == ".safetensors":
+        raise LoadError(
+            f"{path} holds weights and no network. Give the code that builds the network, "
+            f"'package.module:factory', and weights={path.name!r}."
+        )
+    kind = f"suffix {suffix!r}" if suffix else "file without a suffix"
+    raise LoadError(f"{path}: a {kind} says no model format. Known are {_KNOWN}.")
+
+
+def _made(specification: str, weights: str | Path | None, options: _Options) -> Adapter:
+    try:
+        from pellucid.adapters.torch_files import made_by
+    except ImportError as error:
+        raise _not_installed("PyTorch", "torch", error) from error
+    made = made_by(specification)
+    if isinstance(made, str | Path):
+        raise LoadError(f"{specification} gives the path {str(made)!r}, not a model.")
+    if weights is not None and not _is(made, "torch.nn", "Module"):
+        raise LoadError(
+            f"weights= goes with a PyTorch module; {specification} gives a {type(made).__name__}."
+        )
+    return _live(made, weights, options, specification)

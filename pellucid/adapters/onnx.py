@@ -1,0 +1,281 @@
+"""ONNX files, run by onnxruntime.
+
+One untouched session predicts. Asking a session for inner tensors breaks onnxruntime's fusions,
+so every other set of tensors gets a session of its own, cut down to what computes them; a few of
+these are kept.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+
+from pellucid.adapters import onnx_graph
+from pellucid.adapters.base import Adapter, Array, Layer, Port, Rectifier, Seed
+from pellucid.adapters.onnx_files import checked, fingerprint_of, read_onnx
+from pellucid.adapters.onnx_sessions import open_session
+from pellucid.errors import InputError, LayerError, UnsupportedError, first_line
+
+__all__ = ["OnnxAdapter"]
+
+_KEPT_SESSIONS = 4
+_CHANNELS = (1, 3, 4)  # sizes that a channel axis of images has
+_SCALING = frozenset(("Sub", "Add", "Mul", "Div", "BatchNormalization"))
+_BEFORE_SCALING = frozenset(("Cast", "Transpose", "Identity", "Reshape", "Resize"))
+
+
+class OnnxAdapter(Adapter):
+    """An ONNX model behind the adapter interface.
+
+    Layers are the graph's nodes, by node name, or by the name of the first output where a node
+    has none. Any tensor of the graph can be fetched by its own name too.
+
+    Parameters
+    ----------
+    model : the model; its weights in memory, unless `folder` is given.
+    labels : class names.
+    preprocess : how images become a batch.
+    source : where the model came from, for messages.
+    device : None (CUDA if onnxruntime offers it), "cpu", "cuda" or "cuda:1".
+    folder : where the model's external data lies, if it is not in memory.
+
+    Raises
+    ------
+    LoadError : the model is not valid, or onnxruntime cannot run it.
+    UnsupportedError : onnxruntime is missing, or cannot use the device.
+    """
+
+    framework: ClassVar[str] = "onnx"
+
+    def __init__(
+        self,
+        model: ModelProto,
+        *,
+        labels: Sequence[str] | None = None,
+        preprocess: Any = None,
+        source: str = "",
+        device: str | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        super().__init__(labels=labels, preprocess=preprocess, source=source)
+        self.model = model
+        self.device = device
+        self._folder = folder
+        self._sessions: OrderedDict[frozenset[str], Any] = OrderedDict()
+        if folder is None:
+            checked(model, self._named)
+        self._plain = open_session(model, source=self._named, device=device, folder=folder)
+        dims = [onnx_graph.dimensions(value) for value in onnx_graph.real_inputs(model.graph)]
+        self.fixed_batch = next((shape[0] for shape in dims if shape), None)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: Path,
+        *,
+        labels: Sequence[str] | None = None,
+        preprocess: Any = None,
+        device: str | None = None,
+    ) -> OnnxAdapter:
+        """Open an `.onnx` file, its external data included."""
+        model, folder = read_onnx(path)
+        return cls(
+            model,
+            labels=labels,
+            preprocess=preprocess,
+            source=str(path),
+            device=device,
+            folder=folder,
+        )
+
+    # ---- what it is ----------------------------------------------------------------------------
+
+    @cached_property
+    def inputs(self) -> tuple[Port, ...]:
+        """The graph inputs without an initializer, channels first."""
+        values = onnx_graph.real_inputs(self.model.graph)
+        return tuple(self._port(v, i, "input") for i, v in enumerate(values))
+
+    @cached_property
+    def outputs(self) -> tuple[Port, ...]:
+        """The graph outputs, channels first."""
+        return tuple(
+            self._port(value, index, "output")
+            for index, value in enumerate(self.model.graph.output)
+        )
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """One layer per node, in the order of the file."""
+        return tuple(layer for layer, _ in self._layers.values())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of graph and weights."""
+        return fingerprint_of(self.model, self._folder)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of onnx and onnxruntime."""
+        import onnxruntime
+
+        return {"onnx": str(onnx.__version__), "onnxruntime": str(onnxruntime.__version__)}
+
+    @cached_property
+    def scales_input(self) -> bool:
+        """Whether the graph begins by shifting or scaling its input by constants."""
+        nodes = self.model.graph.node
+        fixed = onnx_graph.constants(self.model.graph)
+        name = self.inputs[0].own_name
+        while True:
+            readers = [node for node in nodes if name in node.input]
+            if len(readers) != 1:
+                return False
+            node = readers[0]
+            if node.op_type in _SCALING:
+                return all(other in fixed for other in node.input if other != name)
+            if node.op_type not in _BEFORE_SCALING:
+                return False
+            name = node.output[0]
+
+    # ---- values --------------------------------------------------------------------------------
+
+    def _run(self, x: tuple[Array, ...], fetch: tuple[str, ...]) -> dict[str, Array]:
+        given = {port.own_name: (port, array) for port, array in zip(self.inputs, x, strict=True)}
+        ports = {port.name: port for port in (*self.inputs, *self.outputs)}
+        ports |= {port.logits: port for port in self.outputs}
+        tensors = {name: self._tensor(name) for name in fetch}
+        computed = frozenset(tensor for tensor in tensors.values() if tensor not in given)
+        values = {name: _in_own_layout(port, array) for name, (port, array) in given.items()}
+        if computed:
+            session = self._session(computed)
+            names = sorted(computed)
+            feed = {value.name: values[value.name] for value in session.get_inputs()}
+            try:
+                results = session.run(names, feed)
+            except Exception as error:
+                raise InputError(
+                    f"{self._named} failed on this batch: {first_line(error)}"
+                ) from error
+            values |= dict(zip(names, results, strict=True))
+        found: dict[str, Array] = {}
+        for name, tensor in tensors.items():
+            if not isinstance(values[tensor], np.ndarray):
+                raise LayerError(f"The value of {name!r} is no tensor; fetch another layer.")
+            value = np.asarray(values[tensor], np.float32)
+            found[name] = ports[name].channels_first(value) if name in ports else value
+        return found
+
+    def _pullback(
+        self,
+        x: tuple[Array, ...],
+        seed: Seed,
+        wrt: tuple[str, ...],
+        fetch: tuple[str, ...],
+        relu: Rectifier,
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        raise UnsupportedError(
+            "This version takes no gradients of ONNX files. Load the Keras or PyTorch original, "
+            "or use a method that needs none (Score-CAM, RISE, LIME, occlusion)."
+        )
+
+    # ---- names ---------------------------------------------------------------------------------
+
+    @property
+    def _named(self) -> str:
+        return self.source or "the ONNX model"
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int | None, ...]]:
+        return onnx_graph.shapes(self.model)
+
+    @cached_property
+    def _layers(self) -> dict[str, tuple[Layer, str]]:
+        return onnx_graph.read_layers(self.model, self._shapes)
+
+    @cached_property
+    def _tensor_names(self) -> frozenset[str]:
+        return frozenset(name for node in self.model.graph.node for name in node.output if name)
+
+    @cached_property
+    def _heads(self) -> dict[str, onnx_graph.Head]:
+        graph = self.model.graph
+        return {value.name: onnx_graph.head_of(graph, value.name) for value in graph.output}
+
+    def _tensor(self, name: str) -> str:
+        """Return the tensor that a name stands for: a port's, a layer's or the tensor itself."""
+        for port in (*self.inputs, *self.outputs):
+            if name == port.name:
+                return port.own_name
+        for port in self.outputs:
+            if name == port.logits:
+                head = self._heads[port.own_name]
+                return f"pellucid/{name}" if head.tail else head.logits
+        if name in self._layers:
+            return self._layers[name][1]
+        if name in self._tensor_names or name in {port.own_name for port in self.inputs}:
+            return name
+        raise self.unknown_layer(name)
+
+    def _port(self, value: onnx.ValueInfoProto, index: int, stem: str) -> Port:
+        if not value.type.HasField("tensor_type"):
+            raise UnsupportedError(
+                f"The {stem} {value.name!r} of {self._named} is no tensor. Export the model "
+                "without it (for scikit-learn's ZipMap: options={'zipmap': False})."
+            )
+        own = onnx_graph.dimensions(value) or self._shapes.get(value.name, ())
+        own = (None, *own[1:]) if own else ()
+        last = self._channels_last(own) if stem == "input" else self._image_channels_last
+        rank = len(own)
+        to_own = (0, *range(2, rank), 1) if last and rank >= 4 else ()
+        shape = tuple(own[axis] for axis in np.argsort(to_own)) if to_own else own
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        activation = self._heads[value.name].activation if stem == "output" else None
+        name = f"{stem}:{index}" if index else stem
+        return Port(name, shape, value.name, to_own, activation, np.dtype(dtype).name)
+
+    @staticmethod
+    def _channels_last(own: tuple[int | None, ...]) -> bool:
+        return len(own) >= 4 and own[-1] in _CHANNELS and own[1] not in _CHANNELS
+
+    @cached_property
+    def _image_channels_last(self) -> bool:
+        return any(port.to_own for port in self.inputs)
+
+    # ---- sessions ------------------------------------------------------------------------------
+
+    def _session(self, wanted: frozenset[str]) -> Any:
+        if wanted <= {value.name for value in self.model.graph.output}:
+            return self._plain
+        if wanted not in self._sessions:
+            extra = [
+                node
+                for port in self.outputs
+                if f"pellucid/{port.logits}" in wanted
+                for node in onnx_graph.logits_nodes(
+                    self._heads[port.own_name], f"pellucid/{port.logits}"
+                )
+            ]
+            part = onnx_graph.cut(self.model, sorted(wanted), extra)
+            self._sessions[wanted] = open_session(
+                part, source=self._named, device=self.device, folder=self._folder
+            )
+            if len(self._sessions) > _KEPT_SESSIONS:
+                self._sessions.popitem(last=False)
+        self._sessions.move_to_end(wanted)
+        return self._sessions[wanted]
+
+
+def _in_own_layout(port: Port, array: Array) -> Any:
+    own, dtype = port.own_layout(array), np.dtype(port.dtype)
+    if dtype.kind in "ui" and array.dtype.kind == "f":
+        limits = np.iinfo(dtype)
+        own = np.clip(np.rint(own), limits.min, limits.max)
+    return np.ascontiguousarray(own.astype(dtype, copy=False))

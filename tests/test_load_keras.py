@@ -1,0 +1,161 @@
+"""Keras files and SavedModels: the right values, and no Lambda or file operator ever runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from pellucid.adapters.load import load
+from pellucid.errors import LoadError, UnsupportedError
+
+keras = pytest.importorskip("keras")
+tf = pytest.importorskip("tensorflow")
+
+X = np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)
+
+
+def network(package: Any = keras) -> Any:
+    layers = package.layers
+    package.utils.set_random_seed(0)
+    return package.Sequential(
+        [
+            layers.Input((8, 8, 3)),
+            layers.Conv2D(4, 3, name="conv", activation="relu"),
+            layers.Flatten(),
+            layers.Dense(5, name="dense", activation="softmax"),
+        ]
+    )
+
+
+def expected(model: Any) -> np.ndarray:
+    return np.asarray(model(X.transpose(0, 2, 3, 1)))
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5", "model.hdf5"])
+def test_files_of_keras_3_open(tmp_path: Path, name: str) -> None:
+    model = network()
+    model.save(tmp_path / name)
+    adapter = load(tmp_path / name, labels=list("abcde"))
+    assert adapter.framework == "keras"
+    np.testing.assert_allclose(adapter.run(X)["output"], expected(model), atol=1e-6)
+
+
+def test_files_of_tf_keras_open(tmp_path: Path) -> None:
+    tf_keras = pytest.importorskip("tf_keras")
+    model = network(tf_keras)
+    model.save(tmp_path / "model.h5")
+    np.testing.assert_allclose(
+        load(tmp_path / "model.h5").run(X)["output"], expected(model), atol=1e-6
+    )
+    np.testing.assert_allclose(load(model).run(X)["output"], expected(model), atol=1e-6)
+
+
+def test_a_saved_model_of_tf_keras_keeps_its_layers(tmp_path: Path) -> None:
+    tf_keras = pytest.importorskip("tf_keras")
+    model = network(tf_keras)
+    model.save(tmp_path / "saved", save_format="tf")
+    adapter = load(tmp_path / "saved")
+    assert "conv" in {layer.name for layer in adapter.layers}
+    np.testing.assert_allclose(adapter.run(X)["output"], expected(model), atol=1e-6)
+
+
+def test_a_saved_model_without_layers_gives_its_output(tmp_path: Path) -> None:
+    model = network()
+    model.export(tmp_path / "saved", verbose=False)
+    adapter = load(tmp_path / "saved")
+    np.testing.assert_allclose(adapter.run(X)["output"], expected(model), atol=1e-6)
+
+
+def test_lambda_layers_are_refused_unless_code_is_allowed(tmp_path: Path) -> None:
+    model = keras.Sequential(
+        [keras.layers.Input((8, 8, 3)), keras.layers.Lambda(lambda x: x * 2, name="twice")]
+    )
+    for name in ("model.keras", "model.h5"):
+        model.save(tmp_path / name)
+        with pytest.raises(LoadError, match=r"twice.*allow_code"):
+            load(tmp_path / name)
+    adapter = load(tmp_path / "model.keras", allow_code=True)
+    np.testing.assert_allclose(adapter.run(X)["output"], 2 * X, atol=1e-6)
+
+
+def test_lambda_bytecode_of_old_files_is_never_unmarshalled(tmp_path: Path) -> None:
+    tf_keras = pytest.importorskip("tf_keras")
+    marker = tmp_path / "it-ran"
+    code = f"lambda x: (__import__('os').mkdir({str(marker)!r}), x)[1]"
+    layer = tf_keras.layers.Lambda(eval(code), name="harmful", output_shape=(8, 8, 3))
+    config = {
+        "class_name": "Sequential",
+        "config": {
+            "name": "s",
+            "layers": [
+                {
+                    "class_name": "InputLayer",
+                    "config": {"batch_input_shape": [None, 8, 8, 3], "name": "i"},
+                },
+                {"class_name": "Lambda", "config": layer.get_config()},
+            ],
+        },
+    }
+    nested = {"class_name": "TimeDistributed", "config": {"layer": config}}
+    for description in (config, nested):
+        with h5py.File(tmp_path / "old.h5", "w") as file:
+            file.attrs["model_config"] = json.dumps(description)
+            file.create_group("model_weights").attrs["layer_names"] = []
+        with pytest.raises(LoadError, match="harmful"):
+            load(tmp_path / "old.h5")
+    assert not marker.exists()
+
+
+def test_a_saved_model_that_writes_files_is_refused(tmp_path: Path) -> None:
+    class Writing(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((None, 8, 8, 3))])
+        def __call__(self, x):
+            tf.io.write_file(str(tmp_path / "it-ran"), "harm")
+            return x
+
+    module = Writing()
+    tf.saved_model.save(
+        module, str(tmp_path / "saved"), signatures={"serving_default": module.__call__}
+    )
+    with pytest.raises(LoadError, match="WriteFile"):
+        load(tmp_path / "saved")
+    assert not (tmp_path / "it-ran").exists()
+
+
+def test_weights_alone_are_no_model(tmp_path: Path) -> None:
+    network().save_weights(tmp_path / "model.weights.h5")
+    with pytest.raises(LoadError, match="weights and no network"):
+        load(tmp_path / "model.weights.h5")
+
+
+def test_a_file_under_the_wrong_suffix_says_which_it_should_have(tmp_path: Path) -> None:
+    network().save(tmp_path / "model.keras")
+    (tmp_path / "model.keras").rename(tmp_path / "model.h5")
+    with pytest.raises(LoadError, match=r"model\.keras"):
+        load(tmp_path / "model.h5")
+
+
+def test_an_unknown_layer_is_said_by_name(tmp_path: Path) -> None:
+    class Strange(keras.layers.Layer):
+        def call(self, x):
+            return x
+
+    model = keras.Sequential([keras.layers.Input((8, 8, 3)), Strange(name="odd")])
+    for name in ("model.keras", "model.h5"):
+        model.save(tmp_path / name)
+        with pytest.raises(LoadError, match="custom_objects"):
+            load(tmp_path / name)
+        adapter = load(tmp_path / name, custom_objects={"Strange": Strange})
+        np.testing.assert_array_equal(adapter.run(X)["output"], X)
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_other_backends_of_keras_are_refused(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    monkeypatch.setattr(keras.backend, "backend", lambda: backend)
+    with pytest.raises(UnsupportedError, match="KERAS_BACKEND"):
+        load(network())
