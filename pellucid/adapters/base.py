@@ -24,6 +24,7 @@ from pellucid.errors import InputError, LayerError, UnsupportedError, nearest
 
 if TYPE_CHECKING:
     from pellucid.images import Prepared, Preprocessing
+from pellucid.labels import load_labels
 
 __all__ = ["Adapter", "Array", "Batch", "Layer", "Layout", "Port", "Rectifier", "Seed"]
 
@@ -128,10 +129,8 @@ class Adapter(ABC):
     framework: ClassVar[str]
     fixed_batch: int | None = None  # the only batch size that the model takes, if it is so
 
-    def __init__(
-        self, *, labels: Sequence[str] | None = None, preprocess: Any = None, source: str = ""
-    ) -> None:
-        self.labels = labels
+    def __init__(self, *, labels: Any = None, preprocess: Any = None, source: str = "") -> None:
+        self.labels = load_labels(labels)
         self.preprocess = preprocess
         self.source = source
 

@@ -16,6 +16,7 @@ from typing import Any
 from pellucid.adapters.base import Adapter
 from pellucid.adapters.files import existing
 from pellucid.errors import InputError, LoadError, UnsupportedError, first_line
+from pellucid.labels import load_labels
 
 __all__ = ["load"]
 
@@ -29,7 +30,7 @@ _KNOWN = ".onnx, .keras, .h5, .hdf5, .pt2, .pt, .pth or a SavedModel folder"
 class _Options:
     """What `load` was given beside the model."""
 
-    labels: Sequence[str] | None
+    labels: Sequence[str] | str | Path | None
     preprocess: Any
     custom_objects: Mapping[str, Any] | None
     allow_code: bool
@@ -45,7 +46,7 @@ def load(
     source: Any,
     *,
     weights: str | Path | None = None,
-    labels: Sequence[str] | None = None,
+    labels: Sequence[str] | str | Path | None = None,
     preprocess: Any = None,
     custom_objects: Mapping[str, Any] | None = None,
     allow_code: bool = False,
@@ -62,7 +63,8 @@ def load(
         when it is called without arguments, or the module itself.
     weights : with a PyTorch module or its factory, the file of its weights: a state dict or a
         checkpoint that holds one, or `.safetensors`.
-    labels : names of the classes, in the order of the outputs.
+    labels : names of the classes in the order of the outputs: a list, a text or JSON file, or
+        `"imagenet"`.
     preprocess : how images become a batch; see `pellucid.images.Preprocess`.
     custom_objects : for Keras files, the custom layers and functions by name.
     allow_code : let the file run code of its own as it is opened (pickles, Lambda layers). Only
@@ -137,7 +139,7 @@ def _live(source: Any, weights: str | Path | None, options: _Options, name: str 
 
 def _set(adapter: Adapter, options: _Options) -> Adapter:
     if options.labels is not None:
-        adapter.labels = options.labels
+        adapter.labels = load_labels(options.labels)
     if options.preprocess is not None:
         adapter.preprocess = options.preprocess
         vars(adapter).pop("preprocessing", None)  # made from the one before
@@ -159,11 +161,10 @@ def _from_torch(source: Any, weights: str | Path | None, options: _Options, name
         module = from_script(module)
     if weights is not None:
         module = load_weights(module, existing(Path(weights)), allow_code=options.allow_code)
-    adapter = TorchAdapter(module, device=options.device, source=name, **options.given)
+    recorded: dict[str, Any] = {}
     if exported is not None:
-        adapter.fixed_batch = exported.fixed_batch
-        adapter._seen = exported.shapes
-    return adapter
+        recorded = {"shapes": exported.shapes, "fixed_batch": exported.fixed_batch}
+    return TorchAdapter(module, device=options.device, source=name, **recorded, **options.given)
 
 
 def _from_keras(source: Any, options: _Options, name: str) -> Adapter:

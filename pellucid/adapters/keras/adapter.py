@@ -130,7 +130,7 @@ class KerasAdapter(Adapter):
             try:
                 architecture = self.model.to_json()
             except Exception:  # a subclassed model cannot write its architecture
-                architecture = type(self.model).__qualname__
+                architecture = self.model.__class__.__qualname__
             digest = hashlib.sha256(architecture.encode())
             for weight, value in zip(self.model.weights, self.model.get_weights(), strict=True):
                 array = np.ascontiguousarray(value)
@@ -141,7 +141,7 @@ class KerasAdapter(Adapter):
 
     @cached_property
     def _family(self) -> str:
-        modules = {base.__module__.split(".")[0] for base in type(self.model).__mro__}
+        modules = {base.__module__.split(".")[0] for base in self.model.__class__.__mro__}
         return "tf_keras" if "tf_keras" in modules else "keras"
 
     @cached_property
@@ -186,7 +186,9 @@ class KerasAdapter(Adapter):
                 f"The model {self.model.name!r} is not built, so it has no weights yet. "
                 "Call it once on a batch before it is explained."
             )
-        structure = getattr(self.model, "input", None) if self._is_functional else None
+        structure = None
+        if self._is_functional:  # its shape alone, since the tensors would keep the model alive
+            structure = tf.nest.map_structure(lambda _: None, self.model.input)
 
         def call(tensors: Sequence[Any]) -> Any:
             if structure is None:
@@ -197,7 +199,7 @@ class KerasAdapter(Adapter):
 
         try:
             data_format = family.backend.image_data_format()
-            return trace(self.model, operation, family.Model, call, specs, data_format)
+            return trace(operation, family.Model, call, specs, data_format)
         except (ValueError, TypeError, tf.errors.OpError) as error:
             shapes = ", ".join(str(tuple(spec.shape)) for spec in specs)
             raise InputError(

@@ -49,7 +49,11 @@ class Program:
                         unconnected_gradients=tf.UnconnectedGradients.ZERO,
                     )
                 gradients = [tf.cast(tf.convert_to_tensor(g), tf.float32) for g in gradients]
-        self._function = traced.function.prune(traced.inputs, [*values, *gradients])
+        # Without a signature every call would first fail on one, and print its arguments to say so.
+        signature = tuple(tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in traced.inputs)
+        self._function = traced.function.prune(
+            traced.inputs, [*values, *gradients], input_signature=(signature, {})
+        )
         return self
 
     def __call__(self, x: Sequence[Array], seed: Seed | None) -> Answer:

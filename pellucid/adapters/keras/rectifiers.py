@@ -89,12 +89,12 @@ def _composite(op: Any) -> Found | None:
                 return Found(op, operand, factor, inner)
     if op.type in ("Add", "AddV2", "Sub"):  # relu(x) +- alpha * relu(-x), Keras's PReLU
         return _parametric(op)
-    if op.type == "IdentityN" and _gradient_name(op) != op.type and len(op.inputs) == 2:
-        inside = _composite(op.inputs[0].op)  # tf.nn.silu, with a gradient of its own
+    if op.type == "IdentityN" and _gradient_name(op) != op.type:  # tf.nn.silu, with its own rule
+        inside = _composite(op.inputs[0].op)
         if inside is not None:
             source, _ = _without_factor(inside.op.inputs[inside.operand])
-            if source is op.inputs[1]:
-                return Found(op, operand=1, inner=(inside.op, *inside.inner))
+            own = [index for index, operand in enumerate(op.inputs) if operand is source]
+            return Found(op, own[0], inner=(inside.op, *inside.inner)) if own else None
     return None
 
 
@@ -122,7 +122,7 @@ def _parametric(op: Any) -> Found | None:
             negative = factor.op
             flipped = negative.inputs[0].op if negative.type == "Relu" else negative
             if flipped.type == "Neg" and flipped.inputs[0] is positive.inputs[0]:
-                return Found(op, operand, inner=(positive, other, negative))
+                return Found(op, operand, inner=(other, negative))  # relu(x) is one itself
     return None
 
 

@@ -54,7 +54,6 @@ class Trace:
 
 
 def trace(
-    model: Any,
     operation: type,
     model_class: type,
     call: Callable[[Sequence[Any]], Any],
@@ -71,7 +70,7 @@ def trace(
     specs : one `tf.TensorSpec` per input, in the model's own layout.
     data_format : what rank-4 tensors are where no layer says it.
     """
-    recorder = _Recorder(model, model_class)
+    recorder = _Recorder(model_class)
     results: list[Any] = []
 
     def forward(*tensors: Any) -> Any:
@@ -98,7 +97,6 @@ class _Note:
 class _Recorder:
     """Notes every layer call of one forward pass."""
 
-    model: Any
     model_class: type
     arguments: list[Any] = field(default_factory=list)
     noted: list[_Note] = field(default_factory=list)
@@ -134,8 +132,10 @@ class _Recorder:
 
     def note(self, called: Any, args: Any, outputs: Any) -> None:
         # By equality, not identity: the model may be given as a weak proxy.
-        holders = [holder for holder in self.stack if holder != self.model]
-        if called == self.model or any(self._is_closed(holder) for holder in holders):
+        if not self.stack:  # the model itself
+            return
+        holders = self.stack[1:]
+        if any(self._is_closed(holder) for holder in holders):
             return
         tensors = [t for t in tf.nest.flatten(outputs) if self._is_ours(t)]
         if not tensors:

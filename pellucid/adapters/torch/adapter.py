@@ -47,6 +47,8 @@ class TorchAdapter(Adapter):
     labels, preprocess, source : see `pellucid.load`.
     device : where to compute; None means where the module's parameters are. A module on another
         device is copied, not moved.
+    shapes, fixed_batch : shapes of the inputs with the batch, and the only batch size that fits,
+        where the file that the module comes from records them.
     """
 
     framework = "torch"
@@ -59,12 +61,15 @@ class TorchAdapter(Adapter):
         preprocess: Any = None,
         source: str = "",
         device: str | None = None,
+        shapes: tuple[tuple[int, ...], ...] | None = None,
+        fixed_batch: int | None = None,
     ) -> None:
-        name = type(unwrapped(module)).__name__
+        name = unwrapped(module).__class__.__name__
         super().__init__(labels=labels, preprocess=preprocess, source=source or name)
         self.module = _on_device(unwrapped(module), device)
         self._lock = threading.RLock()
-        self._seen: tuple[tuple[int, ...], ...] | None = None
+        self.fixed_batch = fixed_batch
+        self._seen = shapes
         self._hashed: tuple[Any, str] = (None, "")
 
     # ---- description -------------------------------------------------------------------------
@@ -73,6 +78,7 @@ class TorchAdapter(Adapter):
     def _probe(self) -> Probe:
         given = self.preprocess
         size = given.get("size") if isinstance(given, Mapping) else getattr(given, "size", None)
+        size = (size, size) if isinstance(size, int) else size
         with self._lock:
             return probe(self.module, self.names, self._seen, size, self.fixed_batch or 2)
 

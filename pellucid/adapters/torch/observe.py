@@ -205,7 +205,8 @@ def unwrapped(module: nn.Module) -> nn.Module:
 def qualified_names(root: nn.Module) -> dict[str, nn.Module]:
     """List the modules by qualified name, without the names of wrappers.
 
-    One module under two names is listed under both.
+    One module under two names is listed under both. Scripted modules take no hooks, so they
+    are not listed; gradients go through them all the same.
     """
     found: dict[str, nn.Module] = {}
     for path, module in root.named_modules(remove_duplicate=False):
@@ -214,7 +215,8 @@ def qualified_names(root: nn.Module) -> dict[str, nn.Module]:
             if not (isinstance(parent, _WRAPPERS) or hasattr(parent, "_orig_mod")):
                 parts.append(part)
             parent = parent.get_submodule(part)
-        if parts and module is unwrapped(module):
+        hooked = not isinstance(module, torch.jit.ScriptModule) and module is unwrapped(module)
+        if parts and hooked:
             found[".".join(parts)] = module
     return found
 

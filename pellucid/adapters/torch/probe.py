@@ -38,8 +38,10 @@ _SIZES = {
     3: (32, 64, 16, 112, 24, 28, 96, 128, 8),
 }  # fmt: skip
 _SCALES = (1.0, 0.5, 0.25, 2.0)  # sizes of further inputs, relative to the first
-_VIEWS = ("View", "UnsafeView", "Reshape", "Alias", "Squeeze", "ToCopy", "Clone", "Transpose",
-          "Permute")  # fmt: skip
+_VIEWS = (
+    "View", "UnsafeView", "Reshape", "Alias", "Squeeze", "Unsqueeze", "ToCopy", "Clone",
+    "Transpose", "Permute",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,6 @@ def _watched_run(
         return output
 
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
-    noise = [torch.rand(shape, device=like.device, dtype=like.dtype) for shape in shapes]
     activations = FinalActivations(differentiable=True)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -144,6 +145,7 @@ def _watched_run(
         stack.enter_context(undisturbed(module))
         stack.enter_context(observing(names, visit))
         stack.enter_context(activations)
+        noise = [torch.rand(shape, device=like.device, dtype=like.dtype) for shape in shapes]
         results = output_tensors(module(*noise))
     return layers, layouts, results, activations
 

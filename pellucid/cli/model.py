@@ -1,0 +1,116 @@
+"""What every command that opens a model shares: the options, and the opening."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pellucid.cli.parser import Parser
+from pellucid.errors import InputError, LoadError
+
+if TYPE_CHECKING:
+    from pellucid.adapters.base import Adapter
+
+__all__ = ["MODEL_HELP", "add_model_options", "open_model", "read_preprocess"]
+
+MODEL_HELP = (
+    "a file (.onnx .keras .h5 .hdf5 .pt2 .pt .pth), a SavedModel folder, or package.module:factory "
+    "for PyTorch code, which is looked for in the current folder too"
+)
+
+
+def add_model_options(parser: Parser) -> None:
+    """Add the options that say how a model is opened."""
+    group = parser.add_argument_group("the model")
+    group.add_argument("--weights", metavar="FILE", help="weights of a package.module:factory")
+    group.add_argument(
+        "--preprocess",
+        metavar="PRESET|JSON",
+        help="how images become input: imagenet, caffe, tf (-1..1), 0-1, 0-255, raw; or JSON with "
+        "any of name, mean, std, size, scale, channels, fit; or a .json file that holds it",
+    )
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1")
+    group.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="let the model's file run code of its own as it is opened; only for files you trust",
+    )
+
+
+def read_preprocess(text: str | None) -> Any:
+    """Read `--preprocess`: a preset's name, JSON, or the path of a JSON file.
+
+    Raises
+    ------
+    InputError : the file is missing, or what it holds is no JSON object.
+    """
+    if text is None:
+        return None
+    source = "--preprocess"
+    if text.lower().endswith(".json") and not text.lstrip().startswith("{"):
+        source = text
+        try:
+            text = Path(text).expanduser().read_text("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise InputError(f"--preprocess {source} cannot be read: {reason}.") from error
+    elif not text.lstrip().startswith(("{", "[")):
+        return text
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{source} is no valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{source} is no JSON object: expected something like "
+            '{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "size": [224, 224]}.'
+        )
+    return content
+
+
+def open_model(
+    arguments: Namespace, preprocess: Any = None, labels: Sequence[str] | None = None
+) -> Adapter:
+    """Open the model that the arguments name.
+
+    Parameters
+    ----------
+    arguments : with those of `add_model_options`.
+    preprocess : what `read_preprocess` gave.
+    labels : names of the classes.
+
+    Raises
+    ------
+    PellucidError : it cannot be opened, or the labels are not as many as its classes.
+    """
+    from pellucid.adapters.load import load
+
+    if ":" in arguments.model and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    adapter = load(
+        arguments.model,
+        weights=arguments.weights,
+        labels=labels,
+        preprocess=preprocess,
+        allow_code=arguments.allow_code,
+        device=arguments.device,
+    )
+    if labels is not None:
+        _check_labels(adapter, labels)
+    return adapter
+
+
+def _check_labels(adapter: Adapter, labels: Sequence[str]) -> None:
+    """Refuse labels of another network: they would name every class wrongly."""
+    port = adapter.outputs[0]
+    classes = port.shape[port.class_axis] if len(port.shape) > 1 else None
+    if classes in (None, len(labels)) or (classes == 1 and len(labels) == 2):
+        return
+    raise LoadError(
+        f"--labels holds {len(labels)} names, but the model has {classes} "
+        f"{'class' if classes == 1 else 'classes'}: give one name for each, in order."
+    )

@@ -1,0 +1,348 @@
+"""The PyTorch adapter: right values and gradients, and a model left as it was."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import pellucid
+from pellucid.adapters.torch import TorchAdapter
+from pellucid.errors import InputError, LayerError, UnsupportedError
+
+
+def one_hot(index: int = 1, name: str = "logits"):
+    def seed(values):
+        cotangent = np.zeros_like(values[name])
+        cotangent[:, index] = 1
+        return {name: cotangent}
+
+    return seed
+
+
+class Spelled(nn.Module):
+    """A network with one rectifier, written in a given way."""
+
+    def __init__(self, rectify):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(2, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.act = rectify if isinstance(rectify, nn.Module) else nn.Identity()
+        self.rectify = None if isinstance(rectify, nn.Module) else rectify
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.act(self.norm(self.conv(x)))
+        if self.rectify is not None:
+            returned = self.rectify(x)
+            x = x if returned is None else returned
+        return self.head(x.mean((2, 3)))
+
+
+def ignored_in_place(x):
+    F.relu_(x)
+
+
+SPELLINGS = {
+    "module": nn.ReLU(),
+    "in-place module": nn.ReLU(inplace=True),
+    "F.relu": F.relu,
+    "torch.relu": torch.relu,
+    "method": lambda x: x.relu(),
+    "clamp": lambda x: x.clamp(min=0),
+    "clip": lambda x: torch.clip(x, 0),
+    "maximum": lambda x: torch.maximum(x, torch.zeros(())),
+    "threshold": lambda x: F.threshold(x, 0.0, 0.0),
+    "in place, result ignored": ignored_in_place,
+    "jit": torch.jit.script(nn.ReLU()),
+}
+
+
+@pytest.mark.parametrize("rule", ["guided", "deconv"])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_rectifier_rule_holds_however_relu_is_written(spelling, rule):
+    network = Spelled(SPELLINGS[spelling]).eval()
+    x = np.random.default_rng(0).standard_normal((2, 2, 8, 8)).astype(np.float32)
+    gradient = TorchAdapter(network).pullback(x, one_hot(), ["input"], relu=rule)[1]["input"]
+
+    # By hand: the head's cotangent at the rectifier, rectified, back through norm and conv.
+    z = network.norm(network.conv(torch.from_numpy(x)))
+    cotangent = (network.head.weight[1] / (6 * 6))[None, :, None, None].expand_as(z).clamp(min=0)
+    if rule == "guided":
+        cotangent = cotangent * (z > 0)
+    scale = network.norm.weight / torch.sqrt(network.norm.running_var + network.norm.eps)
+    expected = F.conv_transpose2d(cotangent * scale[None, :, None, None], network.conv.weight)
+    np.testing.assert_allclose(gradient, expected.detach().numpy(), rtol=1e-5, atol=1e-7)
+    exact = TorchAdapter(network).pullback(x, one_hot(), ["input"])[1]["input"]
+    assert np.abs(exact - gradient).max() > 1e-3 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("wrt", [["norm"], ["norm", "conv", "input"], ["act"]])
+def test_in_place_relu_leaves_the_fetched_value_and_gradient_before_it(wrt):
+    in_place, plain = Spelled(nn.ReLU(inplace=True)).eval(), Spelled(nn.ReLU()).eval()
+    x = np.random.default_rng(1).standard_normal((2, 2, 8, 8)).astype(np.float32)
+    ours = TorchAdapter(in_place).pullback(x, one_hot(), wrt, fetch=["logits", "norm", "act"])
+    theirs = TorchAdapter(plain).pullback(x, one_hot(), wrt, fetch=["logits", "norm", "act"])
+    assert ours[0]["norm"].min() < 0 <= ours[0]["act"].min()
+    for name, value in theirs[0].items():
+        np.testing.assert_array_equal(ours[0][name], value)
+    for name, gradient in theirs[1].items():
+        np.testing.assert_array_equal(ours[1][name], gradient)
+
+
+def test_in_place_module_whose_result_is_ignored_is_differentiated():
+    class Ignoring(Spelled):
+        def forward(self, x):
+            x = self.conv(x)
+            self.act(x)
+            return self.head(x.mean((2, 3)))
+
+    torch.manual_seed(0)
+    ours = TorchAdapter(Ignoring(nn.ReLU(inplace=True)))
+    x = np.random.default_rng(2).standard_normal((1, 2, 6, 6)).astype(np.float32)
+    for wrt in (["act"], ["act", "conv"]):
+        values, gradients = ours.pullback(x, one_hot(), wrt, fetch=["act", "logits"])
+        expected = ours.module.head.weight[1].detach().numpy() / 16
+        np.testing.assert_allclose(gradients["act"][0, :, 0, 0], expected, rtol=1e-6)
+        assert values["act"].min() >= 0
+    assert (gradients["conv"][values["act"] == 0] == 0).all()
+
+
+def snapshot(module: nn.Module):
+    return {
+        "training": [m.training for m in module.modules()],
+        "inplace": [getattr(m, "inplace", None) for m in module.modules()],
+        "hooks": [len(m._forward_hooks) + len(m._backward_hooks) for m in module.modules()],
+        "requires_grad": [p.requires_grad for p in module.parameters()],
+        "grad": [None if p.grad is None else p.grad.clone() for p in module.parameters()],
+        "state": {name: t.clone() for name, t in module.state_dict().items()},
+    }
+
+
+def assert_same(before, after):
+    assert before.keys() == after.keys()
+    for key in ("training", "inplace", "hooks", "requires_grad"):
+        assert before[key] == after[key], key
+    for one, other in zip(before["grad"], after["grad"], strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other)
+    for name, tensor in before["state"].items():
+        assert torch.equal(tensor, after["state"][name]), name
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_model_is_left_as_it_was(fails):
+    network = Spelled(nn.ReLU(inplace=True)).train()
+    network.norm.eval()
+    network.conv.weight.requires_grad_(False)
+    network(torch.randn(2, 2, 8, 8)).sum().backward()
+    random_state, before = torch.get_rng_state(), snapshot(network)
+    model = TorchAdapter(network)
+    x = np.zeros((1, 2, 8, 8), np.float32)
+
+    def failing(values):
+        raise ZeroDivisionError
+
+    if fails:
+        with pytest.raises(ZeroDivisionError):
+            model.pullback(x, failing, ["conv"], relu="guided")
+    else:
+        model.pullback(x, one_hot(), ["input", "act"], relu="guided")
+        model.run(x, ["norm"])
+    assert_same(before, snapshot(network))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert torch.is_grad_enabled()
+
+
+def test_batch_of_the_caller_is_not_written_to():
+    class Greedy(nn.Module):
+        def forward(self, x):
+            return x.mul_(2).flatten(1)
+
+    x = np.ones((1, 1, 2, 2), np.float32)
+    model = TorchAdapter(Greedy())
+    assert model.run(x)["output"].tolist() == [[2, 2, 2, 2]]
+    gradient = model.pullback(x, lambda v: {"logits": np.ones_like(v["logits"])}, ["input"])[1]
+    assert gradient["input"].tolist() == [[[[2, 2], [2, 2]]]]
+    assert (x == 1).all()
+
+
+def test_compiled_and_data_parallel_wrappers_are_looked_through():
+    network = Spelled(nn.ReLU()).eval()
+    x = np.random.default_rng(3).standard_normal((2, 2, 8, 8)).astype(np.float32)
+    expected = TorchAdapter(network).pullback(x, one_hot(), ["act"], fetch=["logits", "conv"])
+    wrapped = nn.Sequential()
+    wrapped.add_module("inner", torch.compile(network, backend="eager"))
+    for model, prefix in (
+        (TorchAdapter(torch.compile(network, backend="eager")), ""),
+        (TorchAdapter(nn.DataParallel(network)), ""),
+        (TorchAdapter(wrapped), "inner."),
+    ):
+        fetch = ["logits", prefix + "conv"]
+        values, gradients = model.pullback(x, one_hot(), [prefix + "act"], fetch=fetch)
+        np.testing.assert_array_equal(values[prefix + "conv"], expected[0]["conv"])
+        np.testing.assert_array_equal(gradients[prefix + "act"], expected[1]["act"])
+        assert prefix + "conv" in [layer.name for layer in model.layers]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions_come_back_as_float32_near_the_float32_numbers(dtype):
+    x = np.random.default_rng(4).standard_normal((2, 2, 8, 8)).astype(np.float32)
+    expected = TorchAdapter(Spelled(nn.ReLU())).pullback(x, one_hot(), ["act"])
+    values, gradients = TorchAdapter(Spelled(nn.ReLU()).to(dtype)).pullback(x, one_hot(), ["act"])
+    assert values["logits"].dtype == gradients["act"].dtype == np.float32
+    np.testing.assert_allclose(values["logits"], expected[0]["logits"], atol=2e-2)
+    np.testing.assert_allclose(gradients["act"], expected[1]["act"], atol=1e-3)
+
+
+def test_gradients_stop_at_the_earliest_wanted_layer():
+    """Nothing before the wanted layer is recorded, so what is not differentiable there is no
+    obstacle."""
+
+    class Undifferentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, cotangent):
+            raise AssertionError("the backward pass went past the wanted layer")
+
+    class Network(Spelled):
+        def forward(self, x):
+            return self.head(self.act(self.norm(Undifferentiable.apply(self.conv(x)))).mean((2, 3)))
+
+    model = TorchAdapter(Network(nn.ReLU()))
+    gradients = model.pullback(np.ones((1, 2, 6, 6), np.float32), one_hot(), ["norm"])[1]
+    assert gradients["norm"].any()
+
+
+def test_layer_beside_the_path_has_zero_gradient():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 1)
+
+        def forward(self, x):
+            self.unused(x)
+            return self.used(x).mean((2, 3))
+
+    gradients = TorchAdapter(Two()).pullback(
+        np.ones((1, 1, 4, 4), np.float32), one_hot(), ["used", "unused"]
+    )[1]
+    assert gradients["used"].any()
+    assert gradients["unused"].shape == (1, 2, 4, 4)
+    assert not gradients["unused"].any()
+
+
+@pytest.mark.parametrize("ending", ["module", "functional", "sigmoid_", "log_softmax"])
+def test_logits_are_the_values_before_a_final_activation(ending):
+    class Ending(Spelled):
+        def __init__(self):
+            super().__init__(nn.ReLU())
+            self.softmax = nn.Softmax(dim=-1)
+
+        def forward(self, x):
+            z = super().forward(x)
+            if ending == "module":
+                return self.softmax(z)
+            if ending == "sigmoid_":
+                return z.sigmoid_()
+            if ending == "log_softmax":
+                return F.log_softmax(z, dim=1)
+            return torch.softmax(z, 1).unsqueeze(1).squeeze(1)
+
+    x = np.random.default_rng(5).standard_normal((2, 2, 8, 8)).astype(np.float32)
+    ours, plain = TorchAdapter(Ending()), TorchAdapter(Spelled(nn.ReLU()))
+    values, gradients = ours.pullback(x, one_hot(), ["act", "logits"], fetch=["logits", "output"])
+    expected, theirs = plain.pullback(x, one_hot(), ["act"])
+    np.testing.assert_array_equal(values["logits"], expected["logits"])
+    np.testing.assert_array_equal(gradients["act"], theirs["act"])
+    assert gradients["logits"][:, 1].tolist() == [1, 1]
+    assert ours.outputs[0].activation == {"sigmoid_": "sigmoid", "log_softmax": "log_softmax"}.get(
+        ending, "softmax"
+    )
+    np.testing.assert_array_equal(ours.run(x, ["logits"])["logits"], values["logits"])
+
+
+def test_unknown_layers_and_wrong_batches_say_what_there_is():
+    model = TorchAdapter(Spelled(nn.ReLU()))
+    x = np.zeros((1, 2, 8, 8), np.float32)
+    with pytest.raises(LayerError, match="Did you mean 'conv'"):
+        model.run(x, ["conv1"])
+    with pytest.raises(LayerError, match="called once in the forward pass"):
+        model.run(x, ["conv:2"])
+    with pytest.raises(InputError, match=r"takes shape \(N, 2, any, any\)"):
+        model.run(x[:, :1])
+    with pytest.raises(InputError, match="rectifier rule"):
+        model.pullback(x, one_hot(), ["conv"], relu="soft")
+    with pytest.raises(InputError, match="was not fetched"):
+        model.pullback(x, lambda v: {"conv": v["logits"]}, ["conv"])
+    with pytest.raises(InputError, match=r"has shape \(1, 1\), the layer \(1, 3\)"):
+        model.pullback(x, lambda v: {"logits": v["logits"][:, :1]}, ["conv"])
+
+
+def test_network_that_autograd_cannot_follow_is_one_clear_error():
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 1)
+
+        def forward(self, x):
+            y = torch.sigmoid(self.conv(x))
+            z = y * y
+            y.zero_()
+            return z.mean((2, 3))
+
+    with pytest.raises(UnsupportedError, match="autograd cannot go back"):
+        TorchAdapter(Broken()).pullback(np.ones((1, 1, 4, 4), np.float32), one_hot(), ["conv"])
+
+
+def test_fixed_batch_is_cut_padded_and_joined():
+    network = Spelled(nn.ReLU())
+    x = np.random.default_rng(6).standard_normal((5, 2, 8, 8)).astype(np.float32)
+    whole, cut = TorchAdapter(network), TorchAdapter(network)
+    cut.fixed_batch = 2
+    np.testing.assert_allclose(cut.run(x)["output"], whole.run(x)["output"], rtol=1e-5, atol=1e-6)
+    ours, theirs = (m.pullback(x, one_hot(2), ["act"])[1]["act"] for m in (cut, whole))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_fingerprint_follows_the_weights():
+    network = Spelled(nn.ReLU())
+    model = TorchAdapter(network)
+    first = model.fingerprint
+    assert first == TorchAdapter(Spelled(nn.ReLU())).fingerprint
+    with torch.no_grad():
+        network.head.bias.add_(1)
+    assert model.fingerprint != first
+
+
+def test_explaining_a_live_module_does_not_keep_it_alive():
+    network = Spelled(nn.ReLU())
+    x = np.random.default_rng(7).standard_normal((1, 2, 8, 8)).astype(np.float32)
+    pellucid.explain(network, x)
+    alive = weakref.ref(network)
+    del network
+    gc.collect()
+    assert alive() is None
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_a_thousand_calls():
+    import resource
+
+    model = TorchAdapter(Spelled(nn.ReLU(inplace=True)))
+    x = np.random.default_rng(8).standard_normal((4, 2, 32, 32)).astype(np.float32)
+    peaks = []
+    for count in (100, 1000):
+        for _ in range(count):
+            model.pullback(x, one_hot(), ["norm", "input"], relu="guided")
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    assert peaks[1] - peaks[0] < 8 * 1024  # kB; one leaked activation a call would be 14 MB
