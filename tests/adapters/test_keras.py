@@ -299,7 +299,7 @@ def test_layer_named_like_a_port_keeps_an_address():
 @FAMILIES
 def test_explaining_a_live_model_does_not_keep_it_alive(k):
     network = small(k)
-    explanation = pellucid.explain(network, images(1).transpose(0, 2, 3, 1))
+    (explanation,) = pellucid.explain(network, images(1).transpose(0, 2, 3, 1))
     assert explanation.layer == "conv"
     alive = weakref.ref(network)
     del network
