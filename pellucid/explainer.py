@@ -20,7 +20,7 @@ from pellucid.methods.cam import LIKE, CamStyle, grad_cam, maximum_of_layers, me
 from pellucid.methods.layer_choice import LayerChoice
 from pellucid.methods.objective import Objective, Space, probabilities
 
-__all__ = ["METHODS", "adapter_of", "explain", "top_predictions"]
+__all__ = ["METHODS", "adapter_of", "explain"]
 
 METHODS = {"grad-cam": grad_cam}
 _FUSIONS = {"mean": mean_of_layers, "max": maximum_of_layers}
@@ -37,6 +37,7 @@ def explain(
     space: Space = "logit",
     like: str | None = None,
     seed: int = 0,
+    top: int = 5,
     **options: Any,
 ) -> Explanation | list[Explanation]:
     """Explain what a network sees in images.
@@ -56,6 +57,7 @@ def explain(
     like : `"captum"`, `"pytorch-grad-cam"`, `"tf-keras-vis"`: the array that this library gives;
         None and `"paper"`: the paper's definition.
     seed : governs all randomness of the call.
+    top : how many predictions the explanation lists.
     options : of the method. Grad-CAM: `relu` (True); `fuse`, how several layers become one map
         (`"mean"` or `"max"`).
 
@@ -88,7 +90,7 @@ def explain(
     explanations = [
         _explanation(
             adapter, prepared, objective, index, attribution[index], method, layers, choice,
-            shown, provenance,
+            shown, provenance, top,
         )
         for index in range(len(prepared))
     ]  # fmt: skip
@@ -107,17 +109,13 @@ def adapter_of(model: Any) -> Adapter:
     return adapter
 
 
-def top_predictions(
-    model: Adapter, objective: Objective, sample: int, count: int = 5
-) -> tuple[tuple[int, str | None, float], ...]:
-    """List the classes of highest probability as `(index, label, probability)`."""
+def _class_probabilities(objective: Objective, sample: int) -> Array:
+    """Return the probability of each class for one image, `(K,)`; dense outputs are averaged."""
     port = objective.port
     values = probabilities(objective.logits[port.logits], port)[sample]
-    if values.ndim > 1:  # dense outputs: the mean over positions
-        axis = port.class_axis - 1
-        values = values.mean(axis=tuple(a for a in range(values.ndim) if a != axis))
-    order = np.argsort(-values, kind="stable")[:count]
-    return tuple((int(i), _label(model, int(i), len(values)), float(values[i])) for i in order)
+    axis = port.class_axis - 1
+    mean: Array = values.mean(axis=tuple(a for a in range(values.ndim) if a != axis))
+    return mean
 
 
 def _style(
@@ -160,6 +158,7 @@ def _explanation(
     choice: LayerChoice | None,
     options: Mapping[str, Any],
     provenance: Mapping[str, Any],
+    top: int,
 ) -> Explanation:
     target = objective.indices[index] if objective.indices else None
     heatmap, notes = _heatmap(attribution, layers)
@@ -169,22 +168,24 @@ def _explanation(
         drawn = resize_map(heatmap, prepared.batch[0].shape[2:])
     else:
         drawn = prepared.to_image(heatmap, index)
-    top = top_predictions(adapter, objective, index)
-    count = adapter.outputs[0].shape[1] or 0
+    by_class = _class_probabilities(objective, index)
+    best = [int(i) for i in np.argsort(-by_class, kind="stable")[:top]]
+    labels = {i: _label(adapter, i, len(by_class)) for i in (*best, target) if i is not None}
     return Explanation(
         attribution=attribution,
         heatmap=np.clip(drawn, 0, 1),
         method=method,
         score=float(objective.scores[index]),
+        probability=None if target is None else float(by_class[target]),
         target=target,
-        label=None if target is None else _label(adapter, target, count),
+        label=None if target is None else labels[target],
         space=objective.space,
         layer=layers[0] if len(layers) == 1 else layers,
         layer_reason=choice.reason if choice else None,
         options=dict(options),
         provenance=dict(provenance),
         image=prepared.pictures[index],
-        top=top,
+        top=tuple((i, labels[i], float(by_class[i])) for i in best),
         notes=notes,
     )
 

