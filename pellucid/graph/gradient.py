@@ -21,7 +21,7 @@ from pellucid.graph.prepare import fold, infer, prepare
 from pellucid.graph.rectifiers import find_rectifiers
 from pellucid.graph.rules import RULES
 from pellucid.graph.split import split
-from pellucid.graph.tape import Tape, is_float, label, layer_of
+from pellucid.graph.tape import BACKWARD, Tape, is_float, label, layer_of
 
 __all__ = ["Gradient", "differentiate"]
 
@@ -109,9 +109,9 @@ def differentiate(
     for name in wrt:
         tape.dtype = tensors[name].dtype or ir.DataType.FLOAT
         gradient = found.get(tensors[name]) or tape.zeros(tensors[name])
-        result = tape.Identity(gradient)
-        result.name, result.type = f"grad/{name}", tensors[name].type
-        result.shape = tensors[name].shape
+        kind, shape = tensors[name].type, tensors[name].shape
+        result = ir.Value(name=f"grad/{name}", type=kind, shape=shape)
+        tape.op("Identity", [gradient], output=result, name=f"{BACKWARD}{name}")
         gradients.append(result)
     graph.extend(tape.nodes)
     for constant in tape.initializers:

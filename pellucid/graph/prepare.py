@@ -17,6 +17,8 @@ from onnx_ir.passes import common as passes
 
 from pellucid.errors import UnsupportedError
 from pellucid.graph.rules import RULES
+from pellucid.graph.rules.convolution import window
+from pellucid.graph.rules.table import int_attr, ints_attr
 from pellucid.graph.tape import array, dims
 
 __all__ = ["OPSET", "fold", "infer", "prepare", "take_constant_branches"]
@@ -48,6 +50,8 @@ def prepare(model: ir.Model | onnx.ModelProto) -> ir.Model:
     clean = ir.from_proto(proto)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(clean)
     passes.RemoveInitializersFromInputsPass()(clean)
+    while drop_idle_ceiling(clean):
+        pass
     for _ in range(4):
         infer(clean)
         if not (take_constant_branches(clean.graph) + fold(clean)):
@@ -74,6 +78,43 @@ def _spelled_out(proto: onnx.ModelProto) -> list[tuple[str, str]]:
 def infer(model: ir.Model) -> None:
     """Infer element types and shapes; whatever cannot be inferred stays unknown."""
     passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+
+
+def drop_idle_ceiling(model: ir.Model) -> bool:
+    """Round down the first pooling whose last, rounded-up window would start behind the input.
+
+    The runtime has no such window, as in torch, but shape inference counts it.
+    """
+    if not any(int_attr(node, "ceil_mode", 0) for node in model.graph):
+        return False
+    inferred = model.clone()
+    infer(inferred)
+    for node, known in zip(model.graph, inferred.graph, strict=True):
+        if not int_attr(node, "ceil_mode", 0) or node.meta.get("ceiling settled"):
+            continue
+        node.meta["ceiling settled"] = True
+        kernel = ints_attr(node, "kernel_shape", [])
+        win = window(known, kernel)
+        if win.pads is None or None in win.sizes:
+            continue
+        ends, idle = [], []
+        for size, (before, after), extent, stride in zip(
+            win.sizes, win.pads, win.extent, win.strides, strict=True
+        ):
+            assert size is not None
+            room = size + before + after - extent
+            steps = -(-room // stride)
+            steps -= steps * stride >= size + before  # torch's rule, and the runtime's
+            ends.append(steps * stride + extent - size - before)
+            idle.append(steps == room // stride)
+        fits = all(end < k for end, k in zip(ends, kernel, strict=True))
+        if all(idle) or (any(idle) and node.op_type == "MaxPool" and fits):
+            if not all(idle):  # the padding that the remaining ceilings come to
+                begins = [before for before, _ in win.pads]
+                node.attributes["pads"] = ir.AttrInt64s("pads", [*begins, *map(max, ends, [0] * len(ends))])
+            node.attributes["ceil_mode"] = ir.AttrInt64("ceil_mode", 0)
+            return True
+    return False
 
 
 def take_constant_branches(graph: ir.Graph) -> int:

@@ -116,8 +116,8 @@ class Tape(ir.tape.Tape):
             return operand
         if isinstance(operand, float):
             return self.constant(np.asarray(operand, self.dtype.numpy()))
-        if isinstance(operand, np.ndarray):
-            return self.constant(operand)
+        if isinstance(operand, np.ndarray | np.generic):
+            return self.constant(np.asarray(operand))
         return self.constant(np.asarray(operand, np.int64))
 
     def constant(self, contents: NDArray[Any]) -> ir.Value:

@@ -36,7 +36,7 @@ def network(
 
     ports = []
     for name, value in inputs.items():
-        shape = [f"d{i}" if i in dynamic else n for i, n in enumerate(value.shape)]
+        shape = [f"{name}{i}" if i in dynamic else n for i, n in enumerate(value.shape)]
         kind = helper.np_dtype_to_tensor_dtype(cast(value).dtype)
         ports.append(helper.make_tensor_value_info(name, kind, shape))
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))

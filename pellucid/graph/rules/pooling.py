@@ -56,7 +56,8 @@ def average_pool(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     for index in range(rank):
         options: dict[str, Any] = {"kernel_shape": [1, kernel[index]]}
         options["strides"] = [1, win.strides[index]]
-        options["dilations"] = [1, win.dilations[index]]
+        if win.dilations[index] != 1:
+            options["dilations"] = [1, win.dilations[index]]
         pads = ints_attr(node, "pads", [0] * (2 * rank))
         options["pads"] = [0, pads[index], 0, pads[rank + index]]
         for name in ("auto_pad", "ceil_mode", "count_include_pad"):
