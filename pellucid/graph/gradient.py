@@ -187,7 +187,8 @@ def path(
 
 def operands(node: ir.Node) -> set[ir.Value]:
     """Inputs of a node, those that its branches and bodies take from outside included."""
-    values = {value for value in node.inputs if value is not None}
+    own = node.inputs[:1] if node.op_type == "CastLike" else node.inputs
+    values = {value for value in own if value is not None}
     for attribute in node.attributes.values():
         if isinstance(attribute.value, ir.Graph):
             for inner in attribute.value.all_nodes():
@@ -230,5 +231,3 @@ def refuse_unknown(nodes: Sequence[ir.Node]) -> None:
 def _seed(value: ir.Value) -> ir.Value:
     kind = value.type or ir.TensorType(ir.DataType.FLOAT)
     return ir.Value(name=f"seed/{value.name}", type=kind, shape=value.shape)
-
-

@@ -54,6 +54,7 @@ def prepare(model: ir.Model | onnx.ModelProto) -> ir.Model:
         pass
     for _ in range(4):
         infer(clean)
+        name_cast_types(clean.graph)
         if not (take_constant_branches(clean.graph) + fold(clean)):
             break
     return clean
@@ -70,7 +71,8 @@ def _spelled_out(proto: onnx.ModelProto) -> list[tuple[str, str]]:
             schema = onnx.defs.get_schema(node.op_type, version)
         except onnx.defs.SchemaError:
             continue
-        if schema.has_function or schema.has_context_dependent_function:
+        spelled = ("has_function", "has_context_dependent_function")
+        if any(getattr(schema, kind) for kind in spelled):
             found.add(("", node.op_type))
     return sorted(found - {("", "Range")})
 
@@ -78,6 +80,16 @@ def _spelled_out(proto: onnx.ModelProto) -> list[tuple[str, str]]:
 def infer(model: ir.Model) -> None:
     """Infer element types and shapes; whatever cannot be inferred stays unknown."""
     passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+
+
+def name_cast_types(graph: ir.Graph) -> None:
+    """Write CastLike as Cast: it takes a type from its second operand, no values."""
+    for node in graph:
+        like = node.inputs[1] if node.op_type == "CastLike" else None
+        if like is not None and like.dtype is not None:
+            node.op_type = "Cast"
+            node.resize_inputs(1)
+            node.attributes["to"] = ir.AttrInt64("to", int(like.dtype))
 
 
 def drop_idle_ceiling(model: ir.Model) -> bool:
@@ -111,7 +123,9 @@ def drop_idle_ceiling(model: ir.Model) -> bool:
         if all(idle) or (any(idle) and node.op_type == "MaxPool" and fits):
             if not all(idle):  # the padding that the remaining ceilings come to
                 begins = [before for before, _ in win.pads]
-                node.attributes["pads"] = ir.AttrInt64s("pads", [*begins, *map(max, ends, [0] * len(ends))])
+                node.attributes["pads"] = ir.AttrInt64s(
+                    "pads", [*begins, *map(max, ends, [0] * len(ends))]
+                )
             node.attributes["ceil_mode"] = ir.AttrInt64("ceil_mode", 0)
             return True
     return False
@@ -205,7 +219,7 @@ def _static_shape(node: ir.Node) -> NDArray[Any] | None:
     if shape is None:
         return None
     start, end = node.attributes.get("start"), node.attributes.get("end")
-    part = shape[slice(start and start.as_int(), end and end.as_int())]
+    part = shape[slice(start.as_int() if start else None, end.as_int() if end else None)]
     if all(isinstance(d, int) for d in part):
         return np.asarray(part, np.int64)
     return None
@@ -238,5 +252,3 @@ def _evaluate(
     proto = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
     results: list[NDArray[Any]] = session(proto, optimize=False).run(None, {})
     return results
-
-

@@ -191,9 +191,7 @@ class Tape(ir.tape.Tape):
             g = self.ReduceSum(g, list(range(lead)), keepdims=0)
         return g
 
-    def _unbroadcast_at_run_time(
-        self, g: ir.Value, out: ir.Value, operand: ir.Value
-    ) -> ir.Value:
+    def _unbroadcast_at_run_time(self, g: ir.Value, out: ir.Value, operand: ir.Value) -> ir.Value:
         want, have = self.Shape(operand), self.Shape(out)
         lead = self.Sub(self.Shape(have), self.Shape(want))  # (1,)
         padded = self.Concat(self.Expand([1], lead), want, axis=0)
@@ -227,9 +225,7 @@ class Tape(ir.tape.Tape):
         if axis == rank - 1:
             return self.MatMul(g, self.Transpose(matrix, perm=[1, 0]))
         order = [*(a for a in range(rank) if a != axis), axis]
-        moved = self.MatMul(
-            self.Transpose(g, perm=order), self.Transpose(matrix, perm=[1, 0])
-        )
+        moved = self.MatMul(self.Transpose(g, perm=order), self.Transpose(matrix, perm=[1, 0]))
         return self.Transpose(moved, perm=[int(a) for a in np.argsort(order)])
 
     def eye(self, value: ir.Value, axis: int) -> ir.Value:
@@ -249,9 +245,7 @@ def axes_of(node: ir.Node, rank: int, index: int = 1) -> list[int] | None:
 
 
 def _key(node: ir.Node) -> Any:
-    attributes = tuple(
-        sorted((a.name, _hashable(a.value)) for a in node.attributes.values())
-    )
+    attributes = tuple(sorted((a.name, _hashable(a.value)) for a in node.attributes.values()))
     return node.domain, node.op_type, tuple(map(id, node.inputs)), repr(attributes)
 
 

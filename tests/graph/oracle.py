@@ -43,9 +43,7 @@ def network(
     outs = [helper.make_tensor_value_info(name, kind, None) for name in outputs]
     tensors = [numpy_helper.from_array(cast(a), n) for n, a in (constants or {}).items()]
     graph = helper.make_graph(list(nodes), "g", ports, outs, tensors)
-    return helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10
-    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
 
 
 def pulled_back(
@@ -101,7 +99,9 @@ def check_by_differences(
 ) -> None:
     """Compare directional derivatives with central differences in float64."""
     rng = np.random.default_rng(seed)
-    inputs = {n: single(a).astype(np.float64) if a.dtype.kind == "f" else a for n, a in inputs.items()}
+    inputs = {
+        n: single(a).astype(np.float64) if a.dtype.kind == "f" else a for n, a in inputs.items()
+    }
     exact = ReferenceEvaluator(
         network(nodes, inputs, constants, outputs, dtype=np.float64, opset=opset)
     )
@@ -134,7 +134,9 @@ def check_by_torch(
     **options: Any,
 ) -> None:
     """Compare whole gradients with torch autograd in float64."""
-    tensors = [torch.tensor(single(a).astype(np.float64), requires_grad=True) for a in inputs.values()]
+    tensors = [
+        torch.tensor(single(a).astype(np.float64), requires_grad=True) for a in inputs.values()
+    ]
     y = function(*tensors)
     g = np.random.default_rng(seed).normal(size=tuple(y.shape))
     expected = torch.autograd.grad(y, tensors, torch.tensor(single(g).astype(np.float64)))
@@ -151,4 +153,11 @@ def close(found: np.ndarray, want: np.ndarray, tolerance: float) -> None:
     assert error <= tolerance, error
 
 
-__all__ = ["TensorProto", "check_by_differences", "check_by_torch", "close", "network", "pulled_back"]
+__all__ = [
+    "TensorProto",
+    "check_by_differences",
+    "check_by_torch",
+    "close",
+    "network",
+    "pulled_back",
+]

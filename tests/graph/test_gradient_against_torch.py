@@ -10,8 +10,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import helper
-from tests.graph.oracle import check_by_torch, network
 from torch.nn import functional as F
+
+from tests.graph.oracle import check_by_torch, network
 
 SETTINGS = settings(max_examples=25, deadline=None, derandomize=True)
 RNG = np.random.default_rng(11)
@@ -98,7 +99,9 @@ def test_conv(rank: int) -> None:
 @pytest.mark.parametrize("size", [7, 8])
 @pytest.mark.parametrize(("kernel", "pad", "stride"), [(3, 1, 2), (7, 3, 2), (1, 0, 2), (5, 2, 4), (2, 0, 2), (4, 1, 2), (3, 0, 3)])  # fmt: skip
 @pytest.mark.parametrize("group", [1, 4])
-def test_conv_as_networks_have_it(size: int, kernel: int, pad: int, stride: int, group: int) -> None:
+def test_conv_as_networks_have_it(
+    size: int, kernel: int, pad: int, stride: int, group: int
+) -> None:
     weight = normal(8, 4 // group, kernel, kernel)
     node = helper.make_node(
         "Conv", ["x", "w"], ["y"], strides=[stride] * 2, pads=[pad] * 4, group=group
@@ -177,7 +180,9 @@ def test_pooling(rank: int, kind: str) -> None:
 
 def test_max_pool_gives_ties_to_the_first() -> None:
     x = RNG.integers(0, 2, size=(2, 3, 7, 7)).astype(np.float64)
-    node = helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+    node = helper.make_node(
+        "MaxPool", ["x"], ["y"], kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4
+    )
     check(node, lambda x: F.max_pool2d(x, 3, 2, 1), x)
 
 
@@ -240,7 +245,11 @@ def test_resize(mode: str, where: str, attributes: Any, scale: Any, by: str, dyn
     def function(x: torch.Tensor) -> torch.Tensor:
         if by == "scales" and not aligned:
             return F.interpolate(
-                x, scale_factor=scale, mode=kind, align_corners=aligned, recompute_scale_factor=False
+                x,
+                scale_factor=scale,
+                mode=kind,
+                align_corners=aligned,
+                recompute_scale_factor=False,
             )
         return F.interpolate(x, size=sizes, mode=kind, align_corners=aligned)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from onnx import helper
+
 from tests.graph.oracle import check_by_differences
 
 RNG = np.random.default_rng(7)

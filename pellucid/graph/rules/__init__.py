@@ -7,8 +7,8 @@ from pellucid.graph.rules import (
     linear,
     normalization,
     pooling,
-    reduction,
     rectifier,
+    reduction,
     shape,
     unary,
 )

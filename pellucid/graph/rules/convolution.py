@@ -54,9 +54,7 @@ def window(node: ir.Node, kernel: Sequence[int]) -> Window:
     dilations = tuple(ints_attr(node, "dilations", [1] * rank))
     sizes = tuple(length(x, axis + 2) for axis in range(rank))
     flat = ints_attr(node, "pads", [0] * (2 * rank))
-    pads: tuple[tuple[int, int], ...] | None = tuple(
-        zip(flat[:rank], flat[rank:], strict=True)
-    )
+    pads: tuple[tuple[int, int], ...] | None = tuple(zip(flat[:rank], flat[rank:], strict=True))
     auto = str_attr(node, "auto_pad", "NOTSET")
     bare = Window(tuple(kernel), strides, dilations, None, sizes)
     if auto == "VALID":
@@ -71,7 +69,9 @@ def _same_pads(bare: Window, *, upper: bool) -> tuple[tuple[int, int], ...] | No
     for size, stride, extent in zip(bare.sizes, bare.strides, bare.extent, strict=True):
         if size is None and stride != 1:
             return None
-        steps = extent - 1 if size is None else (math.ceil(size / stride) - 1) * stride + extent - size
+        steps = (
+            extent - 1 if size is None else (math.ceil(size / stride) - 1) * stride + extent - size
+        )
         total = max(steps, 0)
         small, large = total // 2, total - total // 2
         pads.append((small, large) if upper else (large, small))
@@ -117,9 +117,7 @@ def _transposed(weight: NDArray[Any], group: int) -> NDArray[Any]:
     return np.ascontiguousarray(apart.swapaxes(1, 2).reshape(group * inner, out // group, *spatial))
 
 
-def _flipped(
-    t: Tape, g: ir.Value, weight: NDArray[Any], win: Window, group: int
-) -> ir.Value:
+def _flipped(t: Tape, g: ir.Value, weight: NDArray[Any], win: Window, group: int) -> ir.Value:
     """Stride 1: a convolution with flipped kernel and the complementary padding."""
     assert win.pads is not None
     axes = tuple(range(2, weight.ndim))
@@ -188,7 +186,9 @@ def _phases(
     taps = [high - low + 1 for low, high in zip(lows, highs, strict=True)]
     grid = [_steps(size, s) for size in win.sizes]
     outs = [length(output(node), axis) for axis in (2, 3)]
-    after = [q - o + high if o is not None else -1 for q, o, high in zip(grid, outs, highs, strict=True)]
+    after = [
+        q - o + high if o is not None else -1 for q, o, high in zip(grid, outs, highs, strict=True)
+    ]
     if any(low > 0 for low in lows) or any(a < 0 for a in after):
         return None
     turned = _transposed(weight, group)  # (C, M/group, k, k)
@@ -209,9 +209,7 @@ def _phases(
     return _cropped(t, woven, win.sizes, [q * s for q in grid])
 
 
-def _deconvolved(
-    t: Tape, node: ir.Node, g: ir.Value, win: Window, group: int
-) -> ir.Value:
+def _deconvolved(t: Tape, node: ir.Node, g: ir.Value, win: Window, group: int) -> ir.Value:
     """Any case: a transposed convolution, cut to the input's size at run time if need be."""
     x, weight, rank = operand(node), operand(node, 1), len(win.strides)
     common = {
@@ -224,10 +222,14 @@ def _deconvolved(
     if win.pads is not None and _sized(win) and all(o is not None for o in outs):
         missing = [
             size - ((o - 1) * s + e - sum(p))
-            for size, o, s, e, p in zip(win.sizes, outs, win.strides, win.extent, win.pads, strict=True)
+            for size, o, s, e, p in zip(
+                win.sizes, outs, win.strides, win.extent, win.pads, strict=True
+            )
             if size is not None and o is not None
         ]
-        if all(0 <= m < max(s, d) for m, s, d in zip(missing, win.strides, win.dilations, strict=True)):
+        if all(
+            0 <= m < max(s, d) for m, s, d in zip(missing, win.strides, win.dilations, strict=True)
+        ):
             pads = [p[0] for p in win.pads] + [p[1] for p in win.pads]
             return t.ConvTranspose(g, weight, pads=pads, output_padding=missing, **common)
     # one stride of zeros behind the longest, then the part that the input covers

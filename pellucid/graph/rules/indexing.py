@@ -211,9 +211,8 @@ def _unresized(
         behind = t.Slice(shape, [axis + 1], [np.iinfo(np.int64).max], [0])
         apart = t.Reshape(g, t.Concat(*ahead, [size, grown // size], behind, axis=0))
         return t.ReduceSum(apart, [axis + 1], keepdims=0)
-    names = ("antialias", "coordinate_transformation_mode", "cubic_coeff_a", "exclude_outside")
-    names += ("extrapolation_value", "mode", "nearest_mode")
-    options: dict[str, Any] = {n: node.attributes[n] for n in names if n in node.attributes}
+    own = ("axes", "keep_aspect_ratio_policy")  # of all axes together
+    options: dict[str, Any] = {n: a for n, a in node.attributes.items() if n not in own}
     eye = t.Unsqueeze(t.eye(x, axis), [0, 1])  # (1, 1, i, i)
     roi = (*node.inputs, None)[1]
     region = array(roi)
@@ -248,4 +247,6 @@ def _repeats(node: ir.Node, factor: float | None) -> bool:
     whole = factor is None or factor == int(factor)
     if where == "asymmetric":
         return whole and rounding == "floor"
-    return whole and where == "half_pixel" and rounding in ("round_prefer_floor", "round_prefer_ceil")
+    return (
+        whole and where == "half_pixel" and rounding in ("round_prefer_floor", "round_prefer_ceil")
+    )

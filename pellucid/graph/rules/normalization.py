@@ -58,7 +58,7 @@ def layer_norm(t: Tape, node: ir.Node, g: ir.Value, *_: ir.Value | None) -> Cota
     for index, what in ((1, "mean"), (2, "inverse_deviation")):
         value = node.outputs[index]
         value.name = value.name or f"{output(node).name}/{what}"
-        value.dtype = x.dtype
+        value.type = x.type
     mean, inverse = node.outputs[1:]
     x_hat = t.Mul(t.Sub(x, mean), inverse)
     return (normalized(t, t.Mul(g, scale), x_hat, inverse, axes),)
@@ -100,9 +100,7 @@ def group_norm(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
         gs = t.Mul(g, t.Reshape(scale, [-1, *ones]))
     # (N, C, ...) -> (N, groups, C/groups ...)
     folded = [0, groups, -1]
-    x_hat, inverse = standardized(
-        t, t.Reshape(x, folded), [2], float_attr(node, "epsilon", 1e-5)
-    )
+    x_hat, inverse = standardized(t, t.Reshape(x, folded), [2], float_attr(node, "epsilon", 1e-5))
     along = normalized(t, t.Reshape(gs, folded), x_hat, inverse, [2])
     return (t.reshape_like(along, x),)
 
@@ -146,4 +144,3 @@ def local_response_norm(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     neighbours = windows(t.Div(t.Mul(g, y), s), after, before)
     direct = t.Mul(g, t.Pow(s, -beta))
     return (t.Sub(direct, t.Mul(t.Mul(x, 2 * alpha * beta), neighbours)),)
-

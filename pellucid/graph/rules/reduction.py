@@ -41,7 +41,9 @@ def reduce_mean(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
             count *= d if isinstance(d, int) else 1
         share = t.Mul(g, 1 / count)
     else:
-        ratio = t.Div(t.ReduceProd(t.shape(x), None, keepdims=0), t.ReduceProd(t.shape(y), None, keepdims=0))
+        ratio = t.Div(
+            t.ReduceProd(t.shape(x), None, keepdims=0), t.ReduceProd(t.shape(y), None, keepdims=0)
+        )
         share = t.Div(g, t.Cast(ratio, to=int(t.dtype)))
     return (t.expand_like(kept(t, node, share), x),)
 

@@ -53,9 +53,7 @@ def concat(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
 
 @rule("Split")
 def split(t: Tape, node: ir.Node, *gs: ir.Value | None) -> Cotangents:
-    parts = [
-        t.zeros(out) if g is None else g for g, out in zip(gs, node.outputs, strict=True)
-    ]
+    parts = [t.zeros(out) if g is None else g for g, out in zip(gs, node.outputs, strict=True)]
     return (t.Concat(*parts, axis=int_attr(node, "axis", 0)),)
 
 
@@ -67,9 +65,7 @@ def depth_to_space(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     # (N, C, h b, w b) -> (N, C, h, b, w, b) -> (N, C, b, b, h, w) -> (N, C b b, h, w)
     rows, columns = t.size(x, 2), t.size(x, 3)
     channels = t.size(output(node), 1)
-    tiles = t.Reshape(
-        g, t.Concat(t.size(x, 0), channels, rows, [block], columns, [block], axis=0)
-    )
+    tiles = t.Reshape(g, t.Concat(t.size(x, 0), channels, rows, [block], columns, [block], axis=0))
     return (t.reshape_like(t.Transpose(tiles, perm=[0, 1, 3, 5, 2, 4]), x),)
 
 
@@ -83,9 +79,7 @@ def tile(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     x, repeats = operand(node), operand(node, 1)
     rank = t.rank(x)
     # (r0 d0, r1 d1, ...) -> (r0, d0, r1, d1, ...), summed over the repeats
-    pairs = t.Concat(
-        t.Unsqueeze(repeats, [1]), t.Unsqueeze(t.shape(x), [1]), axis=1
-    )  # (rank, 2)
+    pairs = t.Concat(t.Unsqueeze(repeats, [1]), t.Unsqueeze(t.shape(x), [1]), axis=1)  # (rank, 2)
     apart = t.Reshape(g, t.Reshape(pairs, [-1]))
     return (t.ReduceSum(apart, list(range(0, 2 * rank, 2)), keepdims=0),)
 
