@@ -19,6 +19,7 @@ from pellucid.adapters.base import Rectifier
 from pellucid.errors import InputError, LayerError, UnsupportedError, nearest
 from pellucid.graph.prepare import fold, infer, prepare
 from pellucid.graph.rectifiers import find_rectifiers
+from pellucid.graph.recurrent import unroll
 from pellucid.graph.rules import RULES
 from pellucid.graph.split import split
 from pellucid.graph.tape import BACKWARD, Tape, is_float, label, layer_of
@@ -102,6 +103,10 @@ def differentiate(
     for name in (*names, *seeds, *wrt):
         if name not in tensors:
             raise LayerError(f"The graph has no tensor {name!r}. {nearest(name, tensors)}")
+    between, _ = path(graph, [tensors[n] for n in seeds], [tensors[n] for n in wrt])
+    if unroll(graph, between):
+        infer(clean)
+        tensors = ir.convenience.create_value_mapping(graph)
     tape = Tape(graph)
     given = {tensors[name]: _seed(tensors[name]) for name in seeds}
     found = walk(tape, graph, given, [tensors[name] for name in wrt], relu)

@@ -57,6 +57,7 @@ def prepare(model: ir.Model | onnx.ModelProto) -> ir.Model:
         name_cast_types(clean.graph)
         if not (take_constant_branches(clean.graph) + fold(clean)):
             break
+    passes.NameFixPass()(clean)  # nodes that ONNX or a branch brought have no name or a double one
     return clean
 
 
@@ -149,7 +150,7 @@ def take_constant_branches(graph: ir.Graph) -> int:
         branch.outputs.clear()
         branch.remove(inner)
         for inside in inner:
-            inside.name = f"{node.name}/{inside.name}"
+            inside.name = f"{node.name}/{inside.name}" if inside.name else None
             for value in inside.outputs:
                 if value not in results:
                     value.name = f"{node.name}/{value.name}"

@@ -68,13 +68,13 @@ class Tape(ir.tape.Tape):
     wanted : the values that depend on a wanted tensor; rules may skip the cotangents of others.
     """
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Graph, prefix: str = BACKWARD) -> None:
         super().__init__()
+        self.prefix = prefix
         self.dtype = ir.DataType.FLOAT
         self.wanted: set[ir.Value] = set()
         self.constants: dict[Any, ir.Value] = {}
         self._written: dict[Any, ir.Node] = {}
-        self._static: dict[ir.Value, tuple[Dim, ...]] = {}
         for node in graph:
             if not any(isinstance(a.value, ir.Graph) for a in node.attributes.values()):
                 self._written.setdefault(_key(node), node)
@@ -104,7 +104,7 @@ class Tape(ir.tape.Tape):
                 node.replace_input_with(index, None)  # leaves no trace of the second writing
             return found.outputs
         self._written[_key(node)] = node
-        node.name = f"{BACKWARD}{op_type}_{len(self._nodes)}"
+        node.name = f"{self.prefix}{op_type}_{len(self._nodes)}"
         for index, output in enumerate(node.outputs):
             output.name = f"{node.name}:{index}" if index else node.name
         self._nodes.append(node)
@@ -125,7 +125,7 @@ class Tape(ir.tape.Tape):
         contents = np.ascontiguousarray(contents).reshape(contents.shape)
         key = (contents.dtype.str, contents.shape, contents.tobytes())
         if key not in self.constants:
-            name = f"{BACKWARD}constant_{len(self.constants)}"
+            name = f"{self.prefix}constant_{len(self.constants)}"
             tensor = ir.tensor(contents, name=name)
             self.constants[key] = self.initializer(tensor)
         return self.constants[key]
@@ -174,7 +174,7 @@ class Tape(ir.tape.Tape):
         return self.Expand(g, self.shape(value))
 
     def unbroadcast(self, g: ir.Value, out: ir.Value, operand: ir.Value) -> ir.Value:
-        """Sum a cotangent of the shape of `out` over the axes along which `operand` was repeated."""
+        """Sum a cotangent of the shape of `out` over the axes along which `operand` repeats."""
         have, want = dims(out), dims(operand)
         if have is None or want is None:
             return self._unbroadcast_at_run_time(g, out, operand)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -281,7 +281,7 @@ def test_missing_cotangent_counts_as_zero() -> None:
 
 def test_unknown_names_are_errors_that_offer_others() -> None:
     _, model = exported("simple", False)
-    with pytest.raises(LayerError, match="no tensor 'inpt'.*'input'"):
+    with pytest.raises(LayerError, match=r"no tensor 'inpt'.*'input'"):
         differentiate(model, ["output"], ["inpt"])
     with pytest.raises(InputError, match="no rectifier rule"):
         differentiate(model, ["output"], ["input"], relu="bent")  # type: ignore[arg-type]
@@ -303,6 +303,5 @@ def test_operator_without_a_rule_names_itself_and_the_nearest_layer() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _fixed_seed() -> Iterator[None]:
+def _fixed_seed() -> None:
     torch.manual_seed(5)
-    yield
