@@ -152,6 +152,8 @@ def walk(
 
     def send(value: ir.Value | None, g: ir.Value | None) -> None:
         if value is not None and g is not None and value in tape.wanted:
+            if g.type is None and is_float(value):  # tells the runtime that batches are the same
+                g.type, g.shape = value.type, value.shape
             arriving.setdefault(value, []).append(g)
 
     for node in reversed(nodes):

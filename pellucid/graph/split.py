@@ -15,6 +15,9 @@ from pellucid.graph.tape import BACKWARD
 
 __all__ = ["split"]
 
+# arithmetic on shapes, which stays with the tensors whose shapes they are
+COUNTS = {"Add", "Concat", "Div", "Max", "Mul", "ReduceProd", "Slice", "Sub", "Squeeze"}
+
 
 def split(
     model: ir.Model, fetch: Sequence[str], seeds: Sequence[str], wrt: Sequence[str]
@@ -59,7 +62,8 @@ def residuals(graph: ir.Graph) -> list[ir.Value]:
             continue
         computed = [v for v in inputs if v.const_value is None]
         small = node.op_type == "Shape" and not late.intersection(computed)
-        if small or (computed and all(v in early_shapes for v in computed)):
+        counts = node.op_type in COUNTS and computed and all(v in early_shapes for v in computed)
+        if small or counts:
             early_shapes.update(node.outputs)
             continue
         late.update(node.outputs)

@@ -65,6 +65,7 @@ class Tape(ir.tape.Tape):
     Attributes
     ----------
     dtype : element type of the cotangent at hand, which Python numbers take.
+    blocks : which values the runtime likely keeps in blocks of channels, see `layout`.
     wanted : the values that depend on a wanted tensor; rules may skip the cotangents of others.
     """
 
@@ -73,6 +74,7 @@ class Tape(ir.tape.Tape):
         self.prefix = prefix
         self.dtype = ir.DataType.FLOAT
         self.wanted: set[ir.Value] = set()
+        self.blocks: dict[ir.Value, bool] = {}
         self.constants: dict[Any, ir.Value] = {}
         self._written: dict[Any, ir.Node] = {}
         for node in graph:
@@ -167,7 +169,12 @@ class Tape(ir.tape.Tape):
 
     def zeros(self, value: ir.Value) -> ir.Value:
         """Return zeros of the shape of a value."""
-        return self.Expand(0.0, self.shape(value))
+        return self.zeros_of(self.shape(value))
+
+    def zeros_of(self, shape: ir.Value) -> ir.Value:
+        """Return zeros of a shape."""
+        zero = ir.tensor(np.zeros(1, self.dtype.numpy()))
+        return self.ConstantOfShape(shape, value=zero)
 
     def expand_like(self, g: ir.Value, value: ir.Value) -> ir.Value:
         """Broadcast `g` to the shape of a value."""
@@ -251,7 +258,7 @@ def _key(node: ir.Node) -> Any:
 
 def _hashable(value: Any) -> Any:
     if isinstance(value, ir.TensorProtocol):
-        return id(value)
+        return (value.dtype, *value.shape, value.tobytes()) if value.size < 9 else id(value)
     return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 

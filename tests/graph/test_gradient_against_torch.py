@@ -97,7 +97,10 @@ def test_conv(rank: int) -> None:
 
 
 @pytest.mark.parametrize("size", [7, 8])
-@pytest.mark.parametrize(("kernel", "pad", "stride"), [(3, 1, 2), (7, 3, 2), (1, 0, 2), (5, 2, 4), (2, 0, 2), (4, 1, 2), (3, 0, 3)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kernel", "pad", "stride"),
+    [(3, 1, 2), (7, 3, 2), (1, 0, 2), (5, 2, 4), (2, 0, 2), (4, 1, 2), (3, 0, 3)],
+)
 @pytest.mark.parametrize("group", [1, 4])
 def test_conv_as_networks_have_it(
     size: int, kernel: int, pad: int, stride: int, group: int
@@ -123,7 +126,8 @@ def test_conv_transpose(rank: int) -> None:
             for s, d in zip(geo["strides"], geo["dilations"], strict=True)
         ]
         assume(all(e < s for e, s in zip(extra, geo["strides"], strict=True)) or not any(extra))
-        pad = [min(b, (k - 1) * d) for b, k, d in zip(geo["begin"], geo["kernel"], geo["dilations"], strict=True)]  # fmt: skip
+        extents = zip(geo["begin"], geo["kernel"], geo["dilations"], strict=True)
+        pad = [min(b, (k - 1) * d) for b, k, d in extents]
         weight = normal(4, 4 // geo["group"], *geo["kernel"])
         node = helper.make_node(
             "ConvTranspose", ["x", "w"], ["y"], strides=geo["strides"], pads=pad * 2,

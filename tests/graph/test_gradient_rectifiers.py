@@ -32,7 +32,8 @@ SPELLINGS: dict[str, tuple[list[onnx.NodeProto], Callable[[torch.Tensor], torch.
         F.relu6,
     ),
     "mask": (
-        [N("Greater", ["h", "zero"], ["b"]), N("Cast", ["b"], ["m"], to=1), N("Mul", ["h", "m"], ["y"])],
+        [N("Greater", ["h", "zero"], ["b"]), N("Cast", ["b"], ["m"], to=1),
+         N("Mul", ["h", "m"], ["y"])],
         F.relu,
     ),
     "where": (
@@ -77,7 +78,8 @@ SPELLINGS: dict[str, tuple[list[onnx.NodeProto], Callable[[torch.Tensor], torch.
         F.gelu,
     ),
     "gelu by tanh": (
-        [N("Pow", ["h", "three"], ["p"]), N("Mul", ["p", "cube"], ["q"]), N("Add", ["h", "q"], ["r"]),
+        [N("Pow", ["h", "three"], ["p"]), N("Mul", ["p", "cube"], ["q"]),
+         N("Add", ["h", "q"], ["r"]),
          N("Mul", ["r", "c"], ["s"]), N("Tanh", ["s"], ["t"]), N("Add", ["t", "one"], ["a"]),
          N("Mul", ["h", "a"], ["b"]), N("Mul", ["b", "half"], ["y"])],
         lambda x: F.gelu(x, approximate="tanh"),

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 from onnx import helper
 
 from tests.graph.oracle import check_by_differences
@@ -265,3 +270,17 @@ def test_instance_normalization() -> None:
 def test_rms_normalization() -> None:
     node = helper.make_node("RMSNormalization", ["x", "s"], ["y"], axis=-1)
     check_by_differences([node], {"x": normal(2, 3, 8)}, {"s": normal(8)}, opset=23)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    npst.mutually_broadcastable_shapes(num_shapes=2, max_dims=4, max_side=3),
+    st.sampled_from(["Add", "Sub", "Mul", "Max", "Where"]),
+    st.booleans(),
+)
+def test_broadcasting_of_any_shapes(shapes: Any, op: str, dynamic: bool) -> None:
+    a, b = shapes.input_shapes
+    inputs = {"x": normal(*(a or (1,))), "z": normal(*(b or (1,)))}
+    constants = {"c": np.asarray(True)} if op == "Where" else {}
+    node = helper.make_node(op, [*constants, "x", "z"], ["y"])
+    check_by_differences([node], inputs, constants, dynamic=(0, 1, 2, 3) if dynamic else ())

@@ -135,16 +135,16 @@ def _flipped(t: Tape, g: ir.Value, weight: NDArray[Any], win: Window, group: int
 
 
 def _stuffed(t: Tape, dense: ir.Value, win: Window) -> ir.Value:
-    """Put zeros between and behind the elements: (.., o, ..) -> (.., size, ..)."""
+    """Put zeros between and behind the elements: (.., o, ..) -> (.., size, ..).
+
+    As products with 0-1 matrices: the runtime pads single elements far slower than it multiplies.
+    """
     rank = len(win.strides)
-    shape = t.Shape(dense, start=0, end=2)
-    grid = [_steps(size, stride) for size, stride in zip(win.sizes, win.strides, strict=True)]
-    apart = t.Reshape(dense, t.Concat(shape, [n for o in grid for n in (o, 1)], axis=0))
-    after = [n for s in win.strides for n in (0, s - 1)]
-    stuffed = t.Pad(apart, [0] * (2 + 2 * rank) + [0, 0, *after])
-    whole = [o * s for o, s in zip(grid, win.strides, strict=True)]
-    joined = t.Reshape(stuffed, t.Concat(shape, whole, axis=0))
-    return _cropped(t, joined, win.sizes, whole)
+    for axis, (size, stride) in enumerate(zip(win.sizes, win.strides, strict=True)):
+        if stride > 1 and size is not None:
+            matrix = np.eye(size, dtype=t.dtype.numpy())[:, ::stride]  # (size, o)
+            dense = t.along(dense, t.constant(np.ascontiguousarray(matrix)), axis + 2, rank + 2)
+    return dense
 
 
 def _steps(size: int | None, stride: int) -> int:

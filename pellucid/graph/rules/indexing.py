@@ -84,7 +84,7 @@ def scatter_flat(t: Tape, places: ir.Value, g: ir.Value, x: ir.Value) -> ir.Valu
     """Add each element of `g` to its place, counted through the flattened `x`."""
     count = t.ReduceProd(t.shape(x), None, keepdims=1)
     flat = t.ScatterElements(
-        t.Expand(0.0, count),
+        t.zeros_of(count),
         t.Reshape(places, [-1]),
         t.Reshape(g, [-1]),
         axis=0,

@@ -11,6 +11,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
+from pellucid.graph.layout import channels, in_blocks, step, step_below, to_blocks
 from pellucid.graph.rules.table import Cotangents, float_attr, rule, str_attr
 from pellucid.graph.tape import Tape, array
 
@@ -29,7 +30,15 @@ def operand(node: ir.Node, index: int = 0) -> ir.Value:
 
 @rule("Relu")
 def relu(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
-    return (t.mask(t.Greater(output(node), 0.0), g),)
+    return (where_positive(t, output(node), g),)
+
+
+def where_positive(t: Tape, y: ir.Value, g: ir.Value) -> ir.Value:
+    """`g` where y > 0, for a y that is never negative."""
+    count = channels(y)
+    if count is None or t.dtype != ir.DataType.FLOAT or not in_blocks(t, y):
+        return t.mask(t.Greater(y, 0.0), g)
+    return t.Mul(to_blocks(t, g, count), step(t, y, count))
 
 
 @rule("LeakyRelu")
@@ -85,6 +94,9 @@ def clip(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     bounds = tuple(None if a is None else float(a) for a in (array(low), array(high)))
     if bounds == (0.0, 6.0):
         y = output(node)
+        if (count := channels(y)) and t.dtype == ir.DataType.FLOAT and in_blocks(t, y):
+            inside = t.Mul(step(t, y, count), step_below(t, y, 6.0, count))
+            return (t.Mul(to_blocks(t, g, count), inside),)
         return (t.mask(t.And(t.Greater(y, 0.0), t.Less(y, 6.0)), g),)
     x = operand(node)
     if low is not None:
