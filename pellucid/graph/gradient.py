@@ -103,6 +103,11 @@ def differentiate(
     for name in (*names, *seeds, *wrt):
         if name not in tensors:
             raise LayerError(f"The graph has no tensor {name!r}. {nearest(name, tensors)}")
+    for name in (*seeds, *wrt):
+        if tensors[name].const_value is not None:
+            raise LayerError(
+                f"Tensor {name!r} is a parameter or a constant; only activations have gradients."
+            )
     between, _ = path(graph, [tensors[n] for n in seeds], [tensors[n] for n in wrt])
     if unroll(graph, between):
         infer(clean)
