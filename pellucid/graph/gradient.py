@@ -15,10 +15,9 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from pellucid.adapters.base import Rectifier
 from pellucid.errors import InputError, LayerError, UnsupportedError, nearest
 from pellucid.graph.prepare import fold, infer, prepare
-from pellucid.graph.rectifiers import find_rectifiers
+from pellucid.graph.rectifiers import Rectifier, find_rectifiers
 from pellucid.graph.recurrent import unroll
 from pellucid.graph.rules import RULES
 from pellucid.graph.split import split

@@ -10,9 +10,9 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pellucid.adapters.base import Rectifier
 from pellucid.errors import InputError
 from pellucid.graph.gradient import Gradient, differentiate
+from pellucid.graph.rectifiers import Rectifier
 from pellucid.graph.runtime import session
 
 __all__ = ["OnnxPullback"]

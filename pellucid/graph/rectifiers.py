@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -19,7 +19,9 @@ import onnx_ir as ir
 from pellucid.graph.rules.rectifier import zero
 from pellucid.graph.tape import array
 
-__all__ = ["Span", "find_rectifiers"]
+__all__ = ["Rectifier", "Span", "find_rectifiers"]
+
+Rectifier = Literal["exact", "guided", "deconv"]
 
 NAMED = {"Celu", "Elu", "Gelu", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu", "Selu", "Swish"}
 NAMED |= {"ThresholdedRelu"}
