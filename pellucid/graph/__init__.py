@@ -1,0 +1,1 @@
+"""Networks as ONNX graphs: differentiating them and running both directions."""

@@ -1,0 +1,244 @@
+"""Reverse-mode differentiation, ONNX graph in, ONNX graph out.
+
+A table holds one small rule per operator; a short walk carries cotangents from the seeded tensors
+back to the wanted ones and touches only nodes on a path between them. Only activations are
+differentiated, never parameters, so each rule is a few nodes. The result is an ONNX graph again:
+onnxruntime executes it, and it can be saved and run where no Python framework is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from pellucid.errors import InputError, LayerError, UnsupportedError, nearest
+from pellucid.graph.prepare import fold, infer, prepare
+from pellucid.graph.rectifiers import Rectifier, find_rectifiers
+from pellucid.graph.recurrent import unroll
+from pellucid.graph.rules import RULES
+from pellucid.graph.split import split
+from pellucid.graph.tape import BACKWARD, Tape, is_float, label, layer_of
+
+__all__ = ["Gradient", "differentiate"]
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A graph together with its derivative.
+
+    Attributes
+    ----------
+    model : forward and backward in one graph. Its inputs are the network's and `seed/<tensor>`
+        for each seeded tensor, its outputs the fetched tensors and `grad/<tensor>` for each
+        wanted one.
+    fetch, seeds, wrt : names of tensors.
+    relu : the rectifier rule that the graph follows.
+    """
+
+    model: ir.Model
+    fetch: tuple[str, ...]
+    seeds: tuple[str, ...]
+    wrt: tuple[str, ...]
+    relu: Rectifier
+
+    def split(self) -> tuple[ir.Model, ir.Model]:
+        """Cut the graph in two, for seeds that are computed from the fetched values.
+
+        Returns
+        -------
+        forward : from the network's inputs to the fetched tensors and the residuals.
+        backward : from `seed/<tensor>` and the residuals to `grad/<tensor>`. Parameters and all
+            that follows from them alone are constants of this half, never residuals.
+        """
+        return split(self.model, self.fetch, self.seeds, self.wrt)
+
+    def save(self, path: str) -> None:
+        """Write the model to an `.onnx` file."""
+        ir.save(self.model, path)
+
+
+def differentiate(
+    model: ir.Model | onnx.ModelProto,
+    seeds: Sequence[str],
+    wrt: Sequence[str],
+    *,
+    relu: Rectifier = "exact",
+    fetch: Sequence[str] | None = None,
+) -> Gradient:
+    """Write the vector-Jacobian product of a graph beside the graph.
+
+    Parameters
+    ----------
+    model : the network; it is not changed.
+    seeds : names of the tensors at which cotangents will be given.
+    wrt : names of the tensors whose gradient is wanted. Where no seed depends on one of them, its
+        gradient is zero.
+    relu : `"exact"` for the derivative; `"guided"`: negative cotangents are set to zero at the
+        output of every rectifier, then the derivative applies; `"deconv"`: they are set to zero
+        and the derivative does not apply.
+    fetch : names of the tensors to return; by default the network's outputs.
+
+    Raises
+    ------
+    LayerError : the graph has no such tensor.
+    UnsupportedError : an operator on the way has no rule; the message names the nearest layer
+        from which an explanation is possible.
+
+    Example
+    -------
+    >>> gradient = differentiate(onnx.load("net.onnx"), ["logits"], ["input"])  # doctest: +SKIP
+    >>> gradient.save("saliency.onnx")  # doctest: +SKIP
+    """
+    if relu not in ("exact", "guided", "deconv"):
+        raise InputError(f"relu={relu!r} is no rectifier rule: exact, guided or deconv.")
+    clean = prepare(model)
+    graph = clean.graph
+    tensors = ir.convenience.create_value_mapping(graph)
+    names = tuple(v.name or "" for v in graph.outputs) if fetch is None else tuple(fetch)
+    for name in (*names, *seeds, *wrt):
+        if name not in tensors:
+            raise LayerError(f"The graph has no tensor {name!r}. {nearest(name, tensors)}")
+    for name in (*seeds, *wrt):
+        if tensors[name].const_value is not None:
+            raise LayerError(
+                f"Tensor {name!r} is a parameter or a constant; only activations have gradients."
+            )
+    between, _ = path(graph, [tensors[n] for n in seeds], [tensors[n] for n in wrt])
+    if unroll(graph, between):
+        infer(clean)
+        tensors = ir.convenience.create_value_mapping(graph)
+    tape = Tape(graph)
+    given = {tensors[name]: _seed(tensors[name]) for name in seeds}
+    found = walk(tape, graph, given, [tensors[name] for name in wrt], relu)
+    gradients = []
+    for name in wrt:
+        tape.dtype = tensors[name].dtype or ir.DataType.FLOAT
+        gradient = found.get(tensors[name]) or tape.zeros(tensors[name])
+        kind, shape = tensors[name].type, tensors[name].shape
+        result = ir.Value(name=f"grad/{name}", type=kind, shape=shape)
+        tape.op("Identity", [gradient], output=result, name=f"{BACKWARD}{name}")
+        gradients.append(result)
+    graph.extend(tape.nodes)
+    for constant in tape.initializers:
+        graph.register_initializer(constant)
+    graph.inputs.extend(given.values())
+    graph.outputs.clear()
+    graph.outputs.extend([*(tensors[name] for name in names), *gradients])
+    passes.RemoveUnusedNodesPass()(clean)
+    fold(clean)
+    infer(clean)
+    return Gradient(clean, names, tuple(seeds), tuple(wrt), relu)
+
+
+def walk(
+    tape: Tape,
+    graph: ir.Graph,
+    seeds: dict[ir.Value, ir.Value],
+    wrt: Iterable[ir.Value],
+    relu: Rectifier = "exact",
+) -> dict[ir.Value, ir.Value]:
+    """Accumulate cotangents from the seeded values back to the wanted ones."""
+    wanted = list(wrt)
+    nodes, tape.wanted = path(graph, list(seeds), wanted)
+    refuse_unknown(nodes)
+    spans = find_rectifiers(nodes, graph) if relu != "exact" else {}
+    arriving: dict[ir.Value, list[ir.Value]] = {value: [g] for value, g in seeds.items()}
+    found: dict[ir.Value, ir.Value] = {}
+
+    def cotangent(value: ir.Value) -> ir.Value | None:
+        if value not in found and value in arriving:
+            found[value] = tape.add(arriving[value])
+        return found.get(value)
+
+    def send(value: ir.Value | None, g: ir.Value | None) -> None:
+        if value is not None and g is not None and value in tape.wanted:
+            if g.type is None and is_float(value):  # tells the runtime that batches are the same
+                g.type, g.shape = value.type, value.shape
+            arriving.setdefault(value, []).append(g)
+
+    for node in reversed(nodes):
+        gs = [cotangent(value) for value in node.outputs]
+        if all(g is None for g in gs):
+            continue
+        tape.dtype = node.outputs[0].dtype or ir.DataType.FLOAT
+        if not tape.dtype.is_floating_point():
+            tape.dtype = ir.DataType.FLOAT  # quantised: cotangents are those of real numbers
+        span = spans.get(node)
+        if span is not None and gs[0] is not None:
+            gs[0] = tape.Relu(gs[0])
+            if relu == "deconv" and span.source in tape.wanted:
+                send(span.source, gs[0])
+                continue
+        for value, g in zip(node.inputs, RULES[node.op_type](tape, node, *gs), strict=False):
+            send(value, g)
+    return {value: g for value in wanted if (g := cotangent(value)) is not None}
+
+
+def path(
+    graph: ir.Graph, seeds: Sequence[ir.Value], wrt: Sequence[ir.Value]
+) -> tuple[list[ir.Node], set[ir.Value]]:
+    """Nodes between the wanted and the seeded values, and the values that depend on the former."""
+    reached, below = set(wrt), []
+    for node in graph:
+        if any(value in reached for value in operands(node)):
+            reached.update(v for v in node.outputs if is_float(v) or stands_for_float(node))
+            below.append(node)
+    reaching = set(seeds)
+    between = []
+    for node in reversed(below):
+        if any(value in reaching and value in reached for value in node.outputs):
+            reaching.update(operands(node))
+            between.append(node)
+    return between[::-1], reached
+
+
+def operands(node: ir.Node) -> set[ir.Value]:
+    """Inputs of a node, those that its branches and bodies take from outside included."""
+    own = node.inputs[:1] if node.op_type == "CastLike" else node.inputs
+    values = {value for value in own if value is not None}
+    for attribute in node.attributes.values():
+        if isinstance(attribute.value, ir.Graph):
+            for inner in attribute.value.all_nodes():
+                values.update(value for value in inner.inputs if value is not None)
+    return values
+
+
+_MOVES = {"Concat", "Flatten", "Gather", "MaxPool", "Pad", "Reshape", "Slice", "Split", "Squeeze"}
+_MOVES |= {"Identity", "QuantizeLinear", "Resize", "Transpose", "Unsqueeze", "Expand", "Tile"}
+
+
+def stands_for_float(node: ir.Node) -> bool:
+    """Whether an integer output is a quantised real number."""
+    if node.op_type == "QuantizeLinear":
+        return True
+    small = {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16}
+    return node.op_type in _MOVES and node.outputs[0].dtype in small
+
+
+def refuse_unknown(nodes: Sequence[ir.Node]) -> None:
+    """Raise for the operator without a rule that is nearest to the seeds."""
+    unknown = [n for n in nodes if n.domain not in ("", "ai.onnx") or n.op_type not in RULES]
+    if not unknown:
+        return
+    last = unknown[-1]
+    below = {value for node in unknown for value in node.outputs}
+    behind = nodes[nodes.index(last) + 1 :]
+    above = [n for n in behind if any(v in below for v in operands(n))] or behind
+    others = sorted({n.op_type for n in unknown} - {last.op_type})
+    also = f" Nor have {', '.join(others)}." if others else ""
+    advice = (
+        f"The nearest layer that can be explained is {layer_of(above[0])!r} "
+        f"(tensor {above[0].outputs[0].name!r}), or any after it."
+        if above
+        else f"Explain the layer's own output, tensor {last.outputs[0].name!r}, or a later one."
+    )
+    raise UnsupportedError(f"{label(last)} has no derivative here.{also} {advice}")
+
+
+def _seed(value: ir.Value) -> ir.Value:
+    kind = value.type or ir.TensorType(ir.DataType.FLOAT)
+    return ir.Value(name=f"seed/{value.name}", type=kind, shape=value.shape)

@@ -1,0 +1,255 @@
+"""Bring an ONNX file into the form that the rules know.
+
+Current operators, no functions, constants as initializers and computed once, constant branches
+taken, shapes inferred. Tensor names stay: they are how layers are found.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx import inliner, shape_inference, version_converter
+from onnx_ir.passes import common as passes
+
+from pellucid.errors import UnsupportedError
+from pellucid.graph.rules import RULES
+from pellucid.graph.rules.convolution import window
+from pellucid.graph.rules.table import int_attr, ints_attr
+from pellucid.graph.tape import array, dims
+
+__all__ = ["OPSET", "fold", "infer", "prepare", "take_constant_branches"]
+
+OPSET = 18  # the rules read and write the operators as they are since this version
+
+_RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"}
+_RANDOM |= {"RandomUniformLike"}
+
+
+def prepare(model: ir.Model | onnx.ModelProto) -> ir.Model:
+    """Return a copy of a model in the form that the rules know."""
+    proto = model if isinstance(model, onnx.ModelProto) else ir.to_proto(model)
+    version = {o.domain: o.version for o in proto.opset_import}.get("", OPSET)
+    if version < OPSET:
+        try:
+            proto = version_converter.convert_version(proto, OPSET)
+        except Exception as error:
+            raise UnsupportedError(
+                f"The model uses ONNX opset {version}, and the onnx package could not bring it to "
+                f"opset {OPSET}: {error}. Export it with opset {OPSET} or later."
+            ) from error
+    if proto.functions:
+        proto = inliner.inline_local_functions(proto)
+    if spelled := _spelled_out(proto):
+        proto = inliner.inline_selected_functions(
+            shape_inference.infer_shapes(proto), spelled, inline_schema_functions=True
+        )
+    clean = ir.from_proto(proto)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(clean)
+    passes.RemoveInitializersFromInputsPass()(clean)
+    while drop_idle_ceiling(clean):
+        pass
+    for _ in range(4):
+        infer(clean)
+        name_cast_types(clean.graph)
+        if not (take_constant_branches(clean.graph) + fold(clean)):
+            break
+    passes.NameFixPass()(clean)  # nodes that ONNX or a branch brought have no name or a double one
+    return clean
+
+
+def _spelled_out(proto: onnx.ModelProto) -> list[tuple[str, str]]:
+    """Operators without a rule that ONNX itself defines by others."""
+    found = set()
+    version = {o.domain: o.version for o in proto.opset_import}.get("", OPSET)
+    for node in proto.graph.node:
+        if node.domain or node.op_type in RULES:
+            continue
+        try:
+            schema = onnx.defs.get_schema(node.op_type, version)
+        except onnx.defs.SchemaError:
+            continue
+        spelled = ("has_function", "has_context_dependent_function")
+        if any(getattr(schema, kind) for kind in spelled):
+            found.add(("", node.op_type))
+    return sorted(found - {("", "Range")})
+
+
+def infer(model: ir.Model) -> None:
+    """Infer element types and shapes; whatever cannot be inferred stays unknown."""
+    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+
+
+def name_cast_types(graph: ir.Graph) -> None:
+    """Write CastLike as Cast: it takes a type from its second operand, no values."""
+    for node in graph:
+        like = node.inputs[1] if node.op_type == "CastLike" else None
+        if like is not None and like.dtype is not None:
+            node.op_type = "Cast"
+            node.resize_inputs(1)
+            node.attributes["to"] = ir.AttrInt64("to", int(like.dtype))
+
+
+def drop_idle_ceiling(model: ir.Model) -> bool:
+    """Round down the first pooling whose last, rounded-up window would start behind the input.
+
+    The runtime has no such window, as in torch, but shape inference counts it.
+    """
+    if not any(int_attr(node, "ceil_mode", 0) for node in model.graph):
+        return False
+    inferred = model.clone()
+    infer(inferred)
+    for node, known in zip(model.graph, inferred.graph, strict=True):
+        if not int_attr(node, "ceil_mode", 0) or node.meta.get("ceiling settled"):
+            continue
+        node.meta["ceiling settled"] = True
+        kernel = ints_attr(node, "kernel_shape", [])
+        win = window(known, kernel)
+        if win.pads is None or None in win.sizes:
+            continue
+        ends, idle = [], []
+        for size, (before, after), extent, stride in zip(
+            win.sizes, win.pads, win.extent, win.strides, strict=True
+        ):
+            assert size is not None
+            room = size + before + after - extent
+            steps = -(-room // stride)
+            steps -= steps * stride >= size + before  # torch's rule, and the runtime's
+            ends.append(steps * stride + extent - size - before)
+            idle.append(steps == room // stride)
+        fits = all(end < k for end, k in zip(ends, kernel, strict=True))
+        if all(idle) or (any(idle) and node.op_type == "MaxPool" and fits):
+            if not all(idle):  # the padding that the remaining ceilings come to
+                begins = [before for before, _ in win.pads]
+                node.attributes["pads"] = ir.AttrInt64s(
+                    "pads", [*begins, *map(max, ends, [0] * len(ends))]
+                )
+            node.attributes["ceil_mode"] = ir.AttrInt64("ceil_mode", 0)
+            return True
+    return False
+
+
+def take_constant_branches(graph: ir.Graph) -> int:
+    """Replace every If whose condition is constant by the branch that it takes."""
+    taken = 0
+    for node in list(graph):
+        condition = array(node.inputs[0]) if node.op_type == "If" else None
+        if condition is None:
+            continue
+        name = "then_branch" if condition.reshape(-1)[0] else "else_branch"
+        branch: ir.Graph = node.attributes[name].as_graph()
+        results = list(branch.outputs)
+        for value in list(branch.initializers.values()):
+            branch.initializers.pop(value.name or "")
+            value.name = f"{node.name}/{value.name}"
+            graph.register_initializer(value)
+        inner = list(branch)
+        branch.outputs.clear()
+        branch.remove(inner)
+        for inside in inner:
+            inside.name = f"{node.name}/{inside.name}" if inside.name else None
+            for value in inside.outputs:
+                if value not in results:
+                    value.name = f"{node.name}/{value.name}"
+        names = [output.name for output in node.outputs]
+        for outside, result, own in zip(node.outputs, results, names, strict=True):
+            outside.replace_all_uses_with(result, replace_graph_outputs=True)
+            outside.name = f"{own}/taken"
+            if result.producer() is not None:
+                result.name = own
+        graph.insert_before(node, inner)
+        graph.remove(node, safe=True)
+        taken += 1
+    return taken
+
+
+def fold(model: ir.Model) -> int:
+    """Compute every node that depends on constants alone; return how many there were."""
+    graph, known, pending = model.graph, set(model.graph.initializers.values()), []
+    shapes: dict[ir.Value, NDArray[Any]] = {}
+    for node in graph:
+        if node.op_type == "Shape" and (found := _static_shape(node)) is not None:
+            shapes[node.outputs[0]] = found
+            known.add(node.outputs[0])
+            pending.append(node)
+        elif _foldable(node) and all(v is None or v in known for v in node.inputs):
+            known.update(node.outputs)
+            pending.append(node)
+    if not pending:
+        return 0
+    done = set(pending)
+    contents = dict(shapes)
+    wanted = [
+        value
+        for node in pending
+        if node.op_type != "Shape" or node.outputs[0] not in shapes
+        for value in node.outputs
+        if value.is_graph_output() or any(user not in done for user in value.consumers())
+    ]
+    contents |= dict(zip(wanted, _evaluate(model, pending, shapes, wanted), strict=True))
+    for value, result in contents.items():
+        constant = ir.Value(
+            name=value.name,
+            type=ir.TensorType(ir.DataType.from_numpy(result.dtype)),
+            shape=ir.Shape(result.shape),
+            const_value=ir.tensor(result, name=value.name),
+        )
+        value.replace_all_uses_with(constant, replace_graph_outputs=True)
+        value.name = f"{value.name}/folded"
+        graph.register_initializer(constant)
+    graph.remove(pending, safe=True) if not _still_used(pending, done) else None
+    passes.RemoveUnusedNodesPass()(model)
+    return len(pending)
+
+
+def _still_used(pending: list[ir.Node], done: set[ir.Node]) -> bool:
+    return any(u not in done for n in pending for v in n.outputs for u in v.consumers())
+
+
+def _foldable(node: ir.Node) -> bool:
+    plain = not any(isinstance(a.value, ir.Graph) for a in node.attributes.values())
+    return plain and node.op_type not in _RANDOM and bool(node.inputs) and not node.domain
+
+
+def _static_shape(node: ir.Node) -> NDArray[Any] | None:
+    value = node.inputs[0]
+    shape = None if value is None else dims(value)
+    if shape is None:
+        return None
+    start, end = node.attributes.get("start"), node.attributes.get("end")
+    part = shape[slice(start.as_int() if start else None, end.as_int() if end else None)]
+    if all(isinstance(d, int) for d in part):
+        return np.asarray(part, np.int64)
+    return None
+
+
+def _evaluate(
+    model: ir.Model,
+    nodes: list[ir.Node],
+    given: dict[ir.Value, NDArray[Any]],
+    wanted: list[ir.Value],
+) -> list[NDArray[Any]]:
+    """Run constant nodes once."""
+    if not wanted:
+        return []
+    from pellucid.graph.runtime import session
+
+    inside = [node for node in nodes if node.outputs[0] not in given]
+    needed = {v for node in inside for v in node.inputs if v is not None and array(v) is not None}
+    tensors = [onnx.numpy_helper.from_array(a, v.name) for v, a in given.items()]
+    for value in needed:
+        assert value.const_value is not None
+        tensor = ir.serde.serialize_tensor(value.const_value)
+        tensor.name = value.name or ""
+        tensors.append(tensor)
+    outputs = [onnx.helper.make_empty_tensor_value_info(v.name or "") for v in wanted]
+    graph = onnx.helper.make_graph(
+        [ir.serde.serialize_node(n) for n in inside], "constants", [], outputs, tensors
+    )
+    opsets = [onnx.helper.make_opsetid(d, v) for d, v in model.graph.opset_imports.items()]
+    proto = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    results: list[NDArray[Any]] = session(proto, optimize=False).run(None, {})
+    return results

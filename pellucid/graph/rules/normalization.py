@@ -1,0 +1,146 @@
+"""Normalisation layers in inference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from pellucid.graph.rules.rectifier import operand, output
+from pellucid.graph.rules.table import Cotangents, float_attr, int_attr, rule
+from pellucid.graph.tape import Tape, array, dims
+
+
+@rule("BatchNormalization")
+def batch_norm(t: Tape, node: ir.Node, g: ir.Value, *_: ir.Value | None) -> Cotangents:
+    # y = scale (x - mean) / sqrt(var + eps) + bias, all of them constants of shape (C,)
+    epsilon, behind = float_attr(node, "epsilon", 1e-5), t.rank(operand(node)) - 2
+    scale, variance = array(node.inputs[1]), array(node.inputs[4])
+    if scale is not None and variance is not None:
+        slope = (scale / np.sqrt(variance.astype(np.float64) + epsilon)).astype(scale.dtype)
+        return (t.Mul(g, slope.reshape(-1, *[1] * behind)),)
+    deviation = t.Sqrt(t.Add(operand(node, 4), epsilon))
+    slope_value = t.Div(operand(node, 1), deviation)
+    return (t.Mul(g, t.Reshape(slope_value, [-1, *[1] * behind])),)
+
+
+def normalized(
+    t: Tape, gs: ir.Value, x_hat: ir.Value, inverse: ir.Value, axes: Sequence[int]
+) -> ir.Value:
+    """Cotangent of x for x_hat = (x - mean) inverse, where `gs` is the cotangent of x_hat.
+
+    inverse (gs - mean(gs) - x_hat mean(gs x_hat)), means over `axes`.
+    """
+    axes = list(axes)
+    along_scale = t.Mul(x_hat, t.ReduceMean(t.Mul(gs, x_hat), axes, keepdims=1))
+    centred = t.Sub(gs, t.ReduceMean(gs, axes, keepdims=1))
+    return t.Mul(inverse, t.Sub(centred, along_scale))
+
+
+def standardized(
+    t: Tape, x: ir.Value, axes: Sequence[int], epsilon: float
+) -> tuple[ir.Value, ir.Value]:
+    """(x - mean) / sqrt(var + eps) over `axes`, and the second factor."""
+    axes = list(axes)
+    centred = t.Sub(x, t.ReduceMean(x, axes, keepdims=1))
+    variance = t.ReduceMean(t.Mul(centred, centred), axes, keepdims=1)
+    inverse = t.Reciprocal(t.Sqrt(t.Add(variance, epsilon)))
+    return t.Mul(centred, inverse), inverse
+
+
+@rule("LayerNormalization")
+def layer_norm(t: Tape, node: ir.Node, g: ir.Value, *_: ir.Value | None) -> Cotangents:
+    x, scale = operand(node), operand(node, 1)
+    rank = t.rank(x)
+    axes = range(int_attr(node, "axis", -1) % rank, rank)
+    node.resize_outputs(3)  # the runtime hands out mean and 1 / deviation at no cost
+    for index, what in ((1, "mean"), (2, "inverse_deviation")):
+        value = node.outputs[index]
+        value.name = value.name or f"{output(node).name}/{what}"
+        value.type = x.type
+    mean, inverse = node.outputs[1:]
+    x_hat = t.Mul(t.Sub(x, mean), inverse)
+    return (normalized(t, t.Mul(g, scale), x_hat, inverse, axes),)
+
+
+@rule("RMSNormalization", "SimplifiedLayerNormalization")
+def rms_norm(t: Tape, node: ir.Node, g: ir.Value, *_: ir.Value | None) -> Cotangents:
+    # y = scale x r, r = 1 / sqrt(mean(x^2) + eps)
+    x, rank = operand(node), t.rank(operand(node))
+    axes = list(range(int_attr(node, "axis", -1) % rank, rank))
+    square = t.Add(t.ReduceMean(t.Mul(x, x), axes, keepdims=1), float_attr(node, "epsilon", 1e-5))
+    r = t.Reciprocal(t.Sqrt(square))
+    gs, x_hat = t.Mul(g, operand(node, 1)), t.Mul(x, r)
+    along = t.Mul(x_hat, t.ReduceMean(t.Mul(gs, x_hat), axes, keepdims=1))
+    return (t.Mul(r, t.Sub(gs, along)),)
+
+
+@rule("InstanceNormalization")
+def instance_norm(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    x, scale = operand(node), operand(node, 1)
+    rank = t.rank(x)
+    axes = range(2, rank)
+    x_hat, inverse = standardized(t, x, axes, float_attr(node, "epsilon", 1e-5))
+    by_channel = t.Reshape(scale, [-1, *[1] * (rank - 2)])
+    return (normalized(t, t.Mul(g, by_channel), x_hat, inverse, axes),)
+
+
+@rule("GroupNormalization")
+def group_norm(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    x, scale = operand(node), operand(node, 1)
+    groups, rank = int_attr(node, "num_groups", 1), t.rank(x)
+    lengths, channels = dims(scale), (dims(x) or (None, None))[1]
+    ones = [1] * (rank - 2)
+    # since opset 21 one scale per channel, one per group before
+    if lengths == (groups,) and channels != groups:
+        each = t.Reshape(scale, [groups, 1])
+        gs = t.Mul(t.Reshape(g, [0, groups, -1]), each)
+    else:
+        gs = t.Mul(g, t.Reshape(scale, [-1, *ones]))
+    # (N, C, ...) -> (N, groups, C/groups ...)
+    folded = [0, groups, -1]
+    x_hat, inverse = standardized(t, t.Reshape(x, folded), [2], float_attr(node, "epsilon", 1e-5))
+    along = normalized(t, t.Reshape(gs, folded), x_hat, inverse, [2])
+    return (t.reshape_like(along, x),)
+
+
+@rule("MeanVarianceNormalization")
+def mean_variance_norm(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    given = node.attributes.get("axes")
+    axes = [0, 2, 3] if given is None else list(given.as_ints())
+    x_hat, inverse = standardized(t, operand(node), axes, 1e-9)
+    return (normalized(t, g, x_hat, inverse, axes),)
+
+
+@rule("LpNormalization")
+def lp_norm(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    # y = x / |x|, so x gets (g - d|x|/dx sum(g y)) / |x|
+    x, y, axis = operand(node), output(node), int_attr(node, "axis", -1)
+    along = t.ReduceSum(t.Mul(g, y), [axis], keepdims=1)
+    if int_attr(node, "p", 2) == 1:
+        norm = t.ReduceL1(x, [axis], keepdims=1)
+        return (t.Div(t.Sub(g, t.Mul(t.Sign(x), along)), norm),)
+    norm = t.ReduceL2(x, [axis], keepdims=1)
+    return (t.Div(t.Sub(g, t.Mul(y, along)), norm),)
+
+
+@rule("LRN")
+def local_response_norm(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    # y = x s^-b, s = bias + alpha/n sum of x^2 over n neighbouring channels
+    x, y, n = operand(node), output(node), int_attr(node, "size", 1)
+    alpha, beta = float_attr(node, "alpha", 1e-4), float_attr(node, "beta", 0.75)
+    before, after = (n - 1) // 2, n // 2
+
+    def windows(value: ir.Value, first: int, last: int) -> ir.Value:
+        # (N, C, ...) -> (N, 1, C, ...): a mean over channels, zeros outside
+        flat = t.Reshape(value, t.Concat(t.size(x, 0), [1], t.size(x, 1), [-1], axis=0))
+        pooled = t.AveragePool(
+            flat, kernel_shape=[n, 1], pads=[first, 0, last, 0], count_include_pad=1
+        )
+        return t.reshape_like(pooled, x)
+
+    s = t.Add(t.Mul(windows(t.Mul(x, x), before, after), alpha), float_attr(node, "bias", 1.0))
+    neighbours = windows(t.Div(t.Mul(g, y), s), after, before)
+    direct = t.Mul(g, t.Pow(s, -beta))
+    return (t.Sub(direct, t.Mul(t.Mul(x, 2 * alpha * beta), neighbours)),)

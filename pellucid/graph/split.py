@@ -1,0 +1,76 @@
+"""Cutting a differentiated graph into its forward and its backward half.
+
+The backward half gets as few residuals as possible: it has the constants itself, and takes of a
+large tensor's shape only the shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from pellucid.graph.tape import BACKWARD
+
+__all__ = ["split"]
+
+# arithmetic on shapes, which stays with the tensors whose shapes they are
+COUNTS = {"Add", "Concat", "Div", "Max", "Mul", "ReduceProd", "Slice", "Sub", "Squeeze"}
+
+
+def split(
+    model: ir.Model, fetch: Sequence[str], seeds: Sequence[str], wrt: Sequence[str]
+) -> tuple[ir.Model, ir.Model]:
+    """Return the forward and the backward half of a differentiated graph."""
+    crossing = [value.name or "" for value in residuals(model.graph)]
+    forward, backward = model.clone(), model.clone()
+    values = ir.convenience.create_value_mapping(forward.graph)
+    outputs = [values[name] for name in dict.fromkeys((*fetch, *crossing))]
+    forward.graph.outputs.clear()
+    forward.graph.outputs.extend(outputs)
+    kept = [v for v in forward.graph.inputs if not (v.name or "").startswith("seed/")]
+    forward.graph.inputs.clear()
+    forward.graph.inputs.extend(kept)
+
+    values = ir.convenience.create_value_mapping(backward.graph)
+    given = [values[f"seed/{name}"] for name in seeds]
+    results = [values[f"grad/{name}"] for name in wrt]
+    for name in crossing:
+        old = values[name]
+        new = ir.Value(name=name, type=old.type, shape=old.shape)
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        old.name = f"{name}/forward"
+        given.append(new)
+    backward.graph.outputs.clear()
+    backward.graph.outputs.extend(results)
+    backward.graph.inputs.clear()
+    backward.graph.inputs.extend(given)
+    for half in (forward, backward):
+        passes.RemoveUnusedNodesPass()(half)
+    return forward, backward
+
+
+def residuals(graph: ir.Graph) -> list[ir.Value]:
+    """Values of the forward half that the backward half needs."""
+    late: set[ir.Value] = {v for v in graph.inputs if (v.name or "").startswith("seed/")}
+    early_shapes: set[ir.Value] = set()
+    needed: dict[ir.Value, None] = {}
+    for node in graph:
+        inputs = [value for value in node.inputs if value is not None]
+        if not (node.name or "").startswith(BACKWARD):
+            continue
+        computed = [v for v in inputs if v.const_value is None]
+        small = node.op_type == "Shape" and not late.intersection(computed)
+        counts = node.op_type in COUNTS and computed and all(v in early_shapes for v in computed)
+        if small or counts:
+            early_shapes.update(node.outputs)
+            continue
+        late.update(node.outputs)
+    for node in graph:
+        if not late.intersection(node.outputs):
+            continue
+        for value in node.inputs:
+            if value is not None and value.const_value is None and value not in late:
+                needed[value] = None
+    return list(needed)

@@ -1,0 +1,129 @@
+"""Recurrent layers, constant branches and operators that ONNX itself spells out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper
+from torch import nn
+
+from tests.graph.oracle import check_by_torch, network, pulled_back
+
+N = helper.make_node
+RNG = np.random.default_rng(4)
+
+
+def gates(kind: str, value: torch.Tensor) -> np.ndarray:
+    """Reorder torch's gates to ONNX's: LSTM i f g o -> i o f g, GRU r z n -> z r n."""
+    order = {"LSTM": [0, 3, 1, 2], "GRU": [1, 0, 2], "RNN": [0]}[kind]
+    parts = np.split(value.detach().numpy(), len(order))
+    return np.concatenate([parts[i] for i in order])
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("both", [False, True], ids=["forward", "bidirectional"])
+@pytest.mark.parametrize("used", ["sequence", "last state"])
+def test_recurrent_layer_is_unrolled(kind: str, both: bool, used: str) -> None:
+    torch.manual_seed(0)
+    layer = getattr(nn, kind)(3, 4, bidirectional=both).double()
+    ends = ["", "_reverse"] if both else [""]
+
+    def stacked(name: str) -> np.ndarray:
+        return np.stack([gates(kind, getattr(layer, name + end)) for end in ends])
+
+    bias = np.concatenate([stacked("bias_ih_l0"), stacked("bias_hh_l0")], 1)
+    constants = {"w": stacked("weight_ih_l0"), "r": stacked("weight_hh_l0"), "b": bias}
+    attributes: dict[str, Any] = {"linear_before_reset": 1} if kind == "GRU" else {}
+    direction = "bidirectional" if both else "forward"
+    nodes = [
+        N(kind, ["x", "w", "r", "b"], ["s", "h"], hidden_size=4, direction=direction, **attributes)
+    ]
+    nodes += [N("Identity", ["s" if used == "sequence" else "h"], ["y"])]
+    x = RNG.normal(size=(5, 2, 3))
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        y, state = layer(x)
+        if used == "last state":
+            return state[0] if kind == "LSTM" else state
+        return y.reshape(5, 2, len(ends), 4).transpose(1, 2)
+
+    model = network(nodes, {"x": x}, constants, dynamic=(1,))
+    check_by_torch(model, function, {"x": x})
+
+
+def test_recurrent_layer_with_the_batch_first_and_a_first_state() -> None:
+    x, h = RNG.normal(size=(2, 5, 3)), RNG.normal(size=(2, 1, 4))
+    constants = {"w": RNG.normal(size=(1, 12, 3)), "r": RNG.normal(size=(1, 12, 4))}
+    nodes = [N("GRU", ["x", "w", "r", "", "", "h"], ["y"], hidden_size=4, layout=1)]
+    swapped = [
+        N("Transpose", ["x"], ["a"], perm=[1, 0, 2]),
+        N("Transpose", ["h"], ["b"], perm=[1, 0, 2]),
+        N("GRU", ["a", "w", "r", "", "", "b"], ["c"], hidden_size=4),
+        N("Transpose", ["c"], ["y"], perm=[2, 0, 1, 3]),
+    ]
+    inputs = {"x": x, "h": h}
+    g = RNG.normal(size=(2, 5, 1, 4))
+    found = [
+        pulled_back(network(n, inputs, constants), inputs, {"y": g}, ["x", "h"], fetch=[])
+        for n in (nodes, swapped)
+    ]
+    for name in inputs:
+        np.testing.assert_allclose(found[0][name], found[1][name], rtol=1e-4, atol=1e-6)
+        assert np.abs(found[0][name]).max() > 0
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_constant_branch_is_taken(taken: bool) -> None:
+    def branch(op: str) -> onnx.GraphProto:
+        out = [helper.make_tensor_value_info("o", 1, None)]
+        return helper.make_graph([N(op, ["x"], ["i"]), N("Exp", ["i"], ["o"])], op, [], out)
+
+    nodes = [
+        N("If", ["c"], ["h"], name="if", then_branch=branch("Sin"), else_branch=branch("Cos")),
+        N("Identity", ["h"], ["y"]),
+    ]
+    x = RNG.normal(size=(2, 3))
+    model = network(nodes, {"x": x}, {"c": np.asarray(taken)})
+    check_by_torch(model, lambda x: (x.sin() if taken else x.cos()).exp(), {"x": x})
+
+
+def test_operators_without_a_rule_are_spelled_out_by_onnx() -> None:
+    nodes = [
+        N("AffineGrid", ["x", "size"], ["grid"], align_corners=1),
+        N("ReduceSum", ["grid", "axis"], ["y"], keepdims=0),
+    ]
+    constants = {"size": np.asarray([2, 1, 3, 4], np.int64), "axis": np.asarray([3], np.int64)}
+    x = RNG.normal(size=(2, 2, 3))
+    model = network(nodes, {"x": x}, constants, opset=20)
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.affine_grid(x, [2, 1, 3, 4], align_corners=True).sum(3)
+
+    check_by_torch(model, function, {"x": x})
+
+
+def test_attention_operator() -> None:
+    inputs = {n: RNG.normal(size=(2, 3, 4, 5)) for n in "qkv"}
+    model = network([N("Attention", list("qkv"), ["y"])], inputs, opset=23)
+    check_by_torch(model, nn.functional.scaled_dot_product_attention, inputs)
+
+
+def test_local_functions_are_inlined() -> None:
+    x = RNG.normal(size=(2, 3))
+    model = network([N("Twice", ["x"], ["y"], domain="own")], {"x": x})
+    body = [N("Exp", ["a"], ["b"]), N("Add", ["b", "b"], ["c"])]
+    opset = helper.make_opsetid("", 18)
+    model.functions.append(helper.make_function("own", "Twice", ["a"], ["c"], body, [opset]))
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    check_by_torch(model, lambda x: 2 * x.exp(), {"x": x})
+
+
+def test_old_initializers_listed_as_inputs_stay_constants() -> None:
+    x, w = RNG.normal(size=(2, 3)), RNG.normal(size=(3, 4))
+    model = network([N("MatMul", ["x", "w"], ["y"])], {"x": x}, {"w": w})
+    model.graph.input.append(helper.make_tensor_value_info("w", 1, (3, 4)))
+    check_by_torch(model, lambda x: x @ torch.tensor(w.astype(np.float32)).double(), {"x": x})
