@@ -328,7 +328,7 @@ BAD = {
     "index out of range": (["NETWORK:build", "photo.png", "--target", "6"], "0 to 5"),
     "labels of another network": (
         ["NETWORK:build", "photo.png", "--labels", "imagenet"],
-        "1000 names, but the model has 6 classes",
+        "1000 labels, but the model has 6 classes",
     ),
     "wrong input shape": (
         ["NETWORK:Fixed", "photo.png", "--preprocess", '{"size": 32}'],

@@ -45,6 +45,7 @@ class Objective:
         if space not in ("logit", "probability"):
             raise TargetError(f"space={space!r} is unknown: 'logit' or 'probability'.")
         self.model, self.space = model, space
+        _check_labels(model)
         ports = {port.name: port for port in model.outputs}
         by_own_name = {port.own_name: port.name for port in model.outputs if port.own_name}
         parts = target if isinstance(target, Mapping) else {model.outputs[0].name: target}
@@ -149,6 +150,18 @@ class Objective:
                 f"{count - 1}."
             )
         return index % count, 1.0
+
+
+def _check_labels(model: Adapter) -> None:
+    """Refuse labels of another network: they would name every class wrongly."""
+    port, labels = model.outputs[0], model.labels
+    classes = port.shape[port.class_axis] if len(port.shape) > 1 else None
+    if labels is None or classes in (None, len(labels)) or (classes == 1 and len(labels) == 2):
+        return
+    raise TargetError(
+        f"There are {len(labels)} labels, but the model has {classes} "
+        f"{'class' if classes == 1 else 'classes'}: give one label for each, in order."
+    )
 
 
 def probabilities(logits: Array, port: Port) -> Array:

@@ -41,6 +41,7 @@ class KerasAdapter(Adapter):
     ----------
     model : a functional, sequential or subclassed model; its weights are only read.
     labels, preprocess, source : see `pellucid.load`.
+    device : "cpu" or "cuda:0"; None leaves it to TensorFlow.
     """
 
     framework = "keras"
@@ -52,9 +53,11 @@ class KerasAdapter(Adapter):
         labels: Sequence[str] | None = None,
         preprocess: Any = None,
         source: str = "",
+        device: str | None = None,
     ) -> None:
         super().__init__(labels=labels, preprocess=preprocess, source=source or model.name)
         self.model = model
+        self._device = _device(device)
         self._lock = threading.RLock()
         self._seen: tuple[tuple[int, ...], ...] | None = None
         self._traces: dict[Any, Trace] = {}
@@ -200,7 +203,8 @@ class KerasAdapter(Adapter):
 
         try:
             data_format = family.backend.image_data_format()
-            return trace(operation, family.Model, call, specs, data_format)
+            with tf.device(self._device):
+                return trace(operation, family.Model, call, specs, data_format)
         except (ValueError, TypeError, tf.errors.OpError) as error:
             shapes = ", ".join(str(tuple(spec.shape)) for spec in specs)
             raise InputError(
@@ -277,3 +281,22 @@ class KerasAdapter(Adapter):
                 f"Layer {base!r} is called {times} in the forward pass, so {name!r} has no value."
             )
         return self.unknown_layer(name)
+
+
+def _device(name: str | None) -> str | None:
+    """Return TensorFlow's name of a device.
+
+    Raises
+    ------
+    UnsupportedError : TensorFlow sees no such device.
+    """
+    if name is None:
+        return None
+    kind, _, index = name.lower().partition(":")
+    wanted = f"/device:{'GPU' if kind in ('cuda', 'gpu') else kind.upper()}:{index or 0}"
+    known = [device.name for device in tf.config.list_logical_devices()]
+    if wanted not in known:
+        raise UnsupportedError(
+            f"TensorFlow sees no device {name!r} here, only {', '.join(known)}: leave device= out."
+        )
+    return wanted
