@@ -87,10 +87,11 @@ def explain(
     seconds = time.perf_counter() - began
     shown = {"like": like, **options} if like else options
     provenance = _provenance(adapter, prepared, seed, seconds)
+    by_class = _class_probabilities(objective)
     explanations = [
         _explanation(
             adapter, prepared, objective, index, attribution[index], method, layers, choice,
-            shown, provenance, top,
+            shown, provenance, by_class[index], top,
         )
         for index in range(len(prepared))
     ]  # fmt: skip
@@ -109,12 +110,12 @@ def adapter_of(model: Any) -> Adapter:
     return adapter
 
 
-def _class_probabilities(objective: Objective, sample: int) -> Array:
-    """Return the probability of each class for one image, `(K,)`; dense outputs are averaged."""
+def _class_probabilities(objective: Objective) -> Array:
+    """Return the probability of each class, `(N, K)`; dense outputs are averaged."""
     port = objective.port
-    values = probabilities(objective.logits[port.logits], port)[sample]
-    axis = port.class_axis - 1
-    mean: Array = values.mean(axis=tuple(a for a in range(values.ndim) if a != axis))
+    values = probabilities(objective.logits[port.logits], port)
+    positions = tuple(a for a in range(1, values.ndim) if a != port.class_axis)
+    mean: Array = values.mean(axis=positions)
     return mean
 
 
@@ -158,6 +159,7 @@ def _explanation(
     choice: LayerChoice | None,
     options: Mapping[str, Any],
     provenance: Mapping[str, Any],
+    by_class: Array,
     top: int,
 ) -> Explanation:
     target = objective.indices[index] if objective.indices else None
@@ -168,7 +170,6 @@ def _explanation(
         drawn = resize_map(heatmap, prepared.batch[0].shape[2:])
     else:
         drawn = prepared.to_image(heatmap, index)
-    by_class = _class_probabilities(objective, index)
     best = [int(i) for i in np.argsort(-by_class, kind="stable")[:top]]
     labels = {i: _label(adapter, i, len(by_class)) for i in (*best, target) if i is not None}
     return Explanation(
