@@ -113,7 +113,8 @@ def adapter_of(model: Any) -> Adapter:
 def _class_probabilities(objective: Objective) -> Array:
     """Return the probability of each class, `(N, K)`; dense outputs are averaged."""
     port = objective.port
-    values = probabilities(objective.logits[port.logits], port)
+    logits = objective.logits[port.logits]
+    values = probabilities(logits[:, None] if logits.ndim == 1 else logits, port)
     positions = tuple(a for a in range(1, values.ndim) if a != port.class_axis)
     mean: Array = values.mean(axis=positions)
     return mean

@@ -116,3 +116,21 @@ def test_nan_in_the_network_is_said_in_words():
     explanation = pellucid.explain(TorchAdapter(module), picture(), target=0)
     assert not explanation.heatmap.any()
     assert "NaN" in explanation.notes[0]
+
+
+def test_output_without_a_class_axis_is_explained():
+    class Regression(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = network()
+
+        def forward(self, x):
+            return self.layers(x)[:, 0]
+
+    module = Regression()
+    batch = np.random.default_rng(2).standard_normal((2, 3, 16, 16)).astype(np.float32)
+    ours = pellucid.explain(module, batch)
+    theirs = pellucid.explain(module.layers, batch, target=0)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.score == pytest.approx(other.score, rel=1e-6)
+        np.testing.assert_allclose(one.attribution, other.attribution, rtol=1e-6)

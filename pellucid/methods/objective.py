@@ -80,12 +80,14 @@ class Objective:
         cotangents: dict[str, Array] = {}
         for port, part in self._parts:
             logits = values[port.logits]
+            logits = logits[:, None] if logits.ndim == 1 else logits  # no class axis
             output = logits if self.space == "logit" else probabilities(logits, port)
             score, cotangent = self._linear(port, part, output)
             if self.space == "probability":
                 cotangent = _through_activation(cotangent, output, port)
             total = total + score
-            cotangents[port.logits] = cotangent.astype(np.float32, copy=False)
+            shape = values[port.logits].shape
+            cotangents[port.logits] = cotangent.astype(np.float32, copy=False).reshape(shape)
         return total, cotangents
 
     def _linear(self, port: Port, part: Any, output: Array) -> tuple[Array, Array]:
@@ -102,7 +104,7 @@ class Objective:
             self._fixed[port.name] = self._classes(port, part, output)
         classes, signs = self._fixed[port.name]
         cotangent = np.zeros_like(output)
-        view = np.moveaxis(cotangent, port.class_axis if output.ndim > 1 else 0, -1)
+        view = np.moveaxis(cotangent, port.class_axis, -1)
         places = max(view[0, ..., 0].size, 1)  # (N, ..., K): the mean over positions
         for row, (index, sign) in enumerate(zip(classes, signs, strict=True)):
             view[row, ..., index] = sign / places
@@ -115,7 +117,7 @@ class Objective:
         count = output.shape[port.class_axis]
         if part is None:
             places = tuple(a for a in range(1, output.ndim) if a != port.class_axis)
-            top = output.mean(axis=places).argmax(axis=-1) if output.ndim > 1 else [0] * len(output)
+            top = output.mean(axis=places).argmax(axis=-1)
             return [int(index) for index in top], [1.0] * len(output)
         several = isinstance(part, list | tuple | np.ndarray)
         given: Sequence[Any] = list(part) if several else [part] * len(output)
