@@ -1,0 +1,271 @@
+"""Reads a Keras file of any generation into a `LegacyModel`, without any framework."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from pellucid.adapters.legacy.config import leaves, normalise
+from pellucid.adapters.legacy.files import (
+    Budget, attribute, guarded, kind_of, open_h5, open_keras_zip, read_groups, read_store,
+    read_text, stored_config,
+)  # fmt: skip
+from pellucid.adapters.legacy.model import Config, LegacyModel, Notes, Producer, Stored, fault
+from pellucid.adapters.legacy.weights import assign, assign_store
+
+__all__ = ["Architecture", "read"]
+
+Architecture = str | Path | Mapping[str, Any] | Callable[[], Any] | Any
+
+
+def read(
+    path: str | Path,
+    weights: str | Path | None = None,
+    architecture: Architecture | None = None,
+    backend: str | None = None,
+) -> LegacyModel:
+    """Read a Keras file, of Keras 1.0 to 3, into one normal form.
+
+    Parameters
+    ----------
+    path : a whole model (HDF5 or `.keras`), an architecture (JSON or YAML) or weights.
+    weights : the HDF5 file with the weights, where `path` is an architecture.
+    architecture : where `path` holds weights only: a JSON or YAML file, a configuration, a Keras
+        model, or a function that returns one.
+    backend : "theano" or "tensorflow", where the file does not say; Keras 1 does not record it.
+        It is then told from the names of the weights.
+
+    Returns
+    -------
+    model : configuration, weights, and what was found and translated on the way.
+
+    Raises
+    ------
+    LoadError : the file is missing, damaged, hostile, or something that cannot be brought over;
+        the message names the file, the place in it and the reason.
+
+    Examples
+    --------
+    >>> model = read("model.json", weights="weights.h5")  # doctest: +SKIP
+    >>> model.producer.backend  # doctest: +SKIP
+    'theano'
+    """
+    path = Path(path)
+    name = str(path)
+    with guarded(name, "file"):
+        kind = kind_of(path)
+        if kind == "hdf5":
+            source = _from_h5(path, architecture)
+        elif kind == "zip":
+            source = _from_zip(path, architecture)
+        else:
+            if weights is None:
+                raise fault(name, "", "this is an architecture without weights; give the file that "
+                            "holds them as weights=.")  # fmt: skip
+            raw = read_text(path, kind)
+            source = _weights_of(Path(weights), f"{kind} + hdf5")
+            source = replace_raw(source, raw)
+        return _normal(name, source, backend)
+
+
+class _Source:
+    """What was taken out of the files before anything was understood."""
+
+    def __init__(self, format_: str, path: str) -> None:
+        self.format = format_
+        self.path = path
+        self.raw: Config | None = None
+        self.groups: list[tuple[str, list[Stored]]] | None = None
+        self.store: dict[str, Any] | None = None
+        self.version = self.backend = ""
+        self.date: str | None = None
+        self.objects: dict[str, Any] = {}
+        self.warnings: list[str] = []
+
+
+def replace_raw(source: _Source, raw: Config) -> _Source:
+    """Give a source of weights its architecture, and what the latter says of its producer."""
+    source.raw = raw.get("model_config") if isinstance(raw.get("model_config"), dict) else raw
+    source.version = str(raw.get("keras_version") or source.version or "")
+    source.backend = str(raw.get("backend") or source.backend or "")
+    return source
+
+
+def _read_h5(file: h5py.File, source: _Source, budget: Budget) -> None:
+    group = file["model_weights"] if "model_weights" in file else file
+    source.version = attribute(file, "keras_version") or attribute(group, "keras_version")
+    source.backend = attribute(file, "backend") or attribute(group, "backend")
+    stores = ("layers", "_layer_checkpoint_dependencies", "vars")
+    listed = any(key.startswith("layer_names") for key in group.attrs)
+    if not listed and "model_config" not in file.attrs and any(key in file for key in stores):
+        source.store = read_store(file, source.path, budget)
+    else:
+        source.groups = read_groups(file, source.path, budget)
+
+
+def _weights_of(path: Path, format_: str) -> _Source:
+    name = str(path)
+    if kind_of(path) != "hdf5":
+        raise fault(name, "", "the weights should be an HDF5 file.")
+    source = _Source(format_, name)
+    with open_h5(path, name) as file:
+        _read_h5(file, source, Budget(name, path.stat().st_size))
+    return source
+
+
+def _from_h5(path: Path, architecture: Architecture | None) -> _Source:
+    name = str(path)
+    with open_h5(path, name) as file:
+        raw = stored_config(file, name)
+        whole = "model_weights" in file
+    if raw is None and architecture is None:
+        what = "looks like a whole model, but its" if whole else "holds weights only; the"
+        raise fault(
+            name, "model_config", f"this file {what} architecture is missing. Give it as "
+            "architecture=: a JSON or YAML file, a configuration, a Keras model, or a function "
+            "that returns one."
+        )  # fmt: skip
+    source = _weights_of(path, "hdf5" if raw is not None else "weights hdf5")
+    if architecture is not None:
+        return _with_architecture(source, architecture)
+    source.raw = raw
+    return source
+
+
+def _from_zip(path: Path, architecture: Architecture | None) -> _Source:
+    name = str(path)
+    archive = open_keras_zip(path)
+    source = _Source("keras zip", name)
+    size = len(archive.weights.getbuffer())
+    with open_h5(archive.weights, name) as file:
+        source.store = read_store(file, name, Budget(name, size))
+    source.version = str(archive.metadata.get("keras_version") or "")
+    source.date = archive.metadata.get("date_saved")
+    source.raw = archive.config
+    if archive.odd:
+        source.warnings.append(
+            f"the archive has a member {archive.odd[0]!r} that points out of it; it was ignored"
+        )
+    return _with_architecture(source, architecture) if architecture is not None else source
+
+
+def _with_architecture(source: _Source, architecture: Architecture) -> _Source:
+    if isinstance(architecture, (str, Path)):
+        path = Path(architecture)
+        kind = kind_of(path)
+        if kind not in ("json", "yaml"):
+            raise fault(str(path), "", "an architecture should be a JSON or YAML file.")
+        return replace_raw(source, read_text(path, kind))
+    if isinstance(architecture, Mapping):
+        return replace_raw(source, dict(architecture))
+    model = architecture if hasattr(architecture, "get_config") else architecture()
+    if not hasattr(model, "get_config") or not getattr(model, "built", True):
+        raise fault(source.path, "architecture", "it is no built Keras model and no function that "
+                    "returns one.")  # fmt: skip
+    raw = {"class_name": type(model).__name__, "config": model.get_config()}
+    source.raw, source.architecture_version = raw, "3.0.0"  # type: ignore[attr-defined]
+    source.objects = {
+        type(layer).__name__: type(layer)
+        for layer in _flat(model)
+        if not type(layer).__module__.startswith(("keras.", "tf_keras.", "tensorflow."))
+    }
+    return source
+
+
+def _flat(model: Any) -> Iterator[Any]:
+    for layer in getattr(model, "layers", ()):
+        yield layer
+        yield from _flat(layer)
+
+
+def _normal(name: str, source: _Source, backend: str | None) -> LegacyModel:
+    raw = source.raw or {}
+    producer = _producer(source, raw, backend)
+    notes = Notes(name, producer)
+    for sentence in source.warnings:
+        notes.warn(sentence)
+    own = getattr(source, "architecture_version", None)
+    # Present-day code describes an old file: its spelling is new, its numbers are old.
+    notes.producer = replace(producer, version=own, library="keras 3") if own else producer
+    config = normalise(raw, notes)
+    notes.producer = producer
+    notes.path = source.path
+    if source.store is not None:
+        found = assign_store(source.store, config, notes)
+    else:
+        found = assign(source.groups or [], config, notes)
+    if producer.generation == 1 and backend is None:
+        notes.warn(
+            f"Keras 1 does not record its backend; the names of the weights say "
+            f"{producer.backend} (backend= overrules)"
+        )
+    return LegacyModel(
+        path=name, config=config, weights=found, producer=producer,
+        translated=tuple(notes.translated), needs=tuple(notes.needs.values()),
+        warnings=tuple(notes.warnings), renamed=notes.renamed, objects=source.objects,
+    )  # fmt: skip
+
+
+def _producer(source: _Source, raw: Config, backend: str | None) -> Producer:
+    version = source.version
+    number = Producer("", version, "", "", "").number
+    if not version:
+        version = "3.0.0" if source.store is not None else _guess(raw)
+        number = Producer("", version, "", "", "").number
+    if "-tf" in version or (2, 4) <= number[:2] < (3, 0):
+        library = "tf.keras"
+    else:
+        library = "keras 3" if number[:1] >= (3,) else "keras"
+    names = [item.name for _, stored in source.groups or () for item in stored]
+    if backend is None:
+        backend = source.backend or "tensorflow"
+        if number[:1] == (1,) and names and not any(":" in name for name in names):
+            backend = "theano"  # TensorFlow's variables are called `dense_1_W:0`
+    if backend not in ("tensorflow", "theano", "cntk", "jax", "torch"):
+        raise fault(source.path, "", f"backend={backend!r} is unknown: tensorflow or theano.")
+    return Producer(
+        library, version, backend, source.format, _data_format(raw, number), source.date
+    )
+
+
+def _guess(raw: Config) -> str:
+    """Tell the generation of an architecture without a version from its vocabulary."""
+    words = set(_words(raw))
+    if words & {"nb_filter", "output_dim", "border_mode", "dim_ordering"} and not words & {
+        "data_format", "units"
+    }:  # fmt: skip
+        return "1.2.2"
+    return "3.0.0" if words & {"module", "registered_name", "batch_shape"} else "2.2.4"
+
+
+def _words(tree: Any) -> Iterator[str]:
+    stack = [tree]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            yield from (str(key) for key in item)
+            stack.extend(item.values())
+        elif isinstance(item, list):
+            stack.extend(item)
+
+
+def _data_format(raw: Config, number: tuple[int, ...]) -> str:
+    """Return the axis order that most layers state."""
+    counts: Counter[str] = Counter()
+    stack: list[Any] = [raw]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            order = item.get("data_format", item.get("dim_ordering"))
+            if isinstance(order, str):
+                counts["channels_first" if order in ("th", "channels_first") else "channels_last"] += 1
+            stack.extend(item.values())
+        elif isinstance(item, list):
+            stack.extend(item)
+    return counts.most_common(1)[0][0] if counts else "channels_last"
