@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,18 +120,39 @@ def read_text(path: Path, kind: Kind) -> dict[str, Any]:
 
 
 def _yaml(text: str) -> Any:
+    """Read YAML as plain data; the few Python objects that Keras wrote are read as such too."""
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """The safe loader, with Python 2's spelling of tuples and strings read as plain data."""
+        pass
 
-    Loader.add_constructor(
-        "tag:yaml.org,2002:python/tuple", lambda loader, node: loader.construct_sequence(node)
-    )
-    Loader.add_constructor(
-        "tag:yaml.org,2002:python/unicode", lambda loader, node: loader.construct_scalar(node)
-    )
-    return yaml.load(text, Loader)  # the subclass above is a SafeLoader
+    def sequence(loader: Any, node: Any) -> Any:
+        return loader.construct_sequence(node, deep=True)
+
+    def wrapped(loader: Any, node: Any) -> Any:
+        return sequence(loader, node)[0]
+
+    def dtype(loader: Any, node: Any) -> str:
+        return str(loader.construct_mapping(node, deep=True)["args"][0])
+
+    def scalar(loader: Any, node: Any) -> Any:
+        kind, data = sequence(loader, node)
+        if not re.fullmatch(r"[iuf][1248]", kind):
+            raise ValueError(f"a number of type {kind[:20]!r}")
+        return np.frombuffer(data, f"<{kind}")[0].item()
+
+    python = "tag:yaml.org,2002:python/"
+    wrappers = "object/apply:tensorflow.python.training.tracking.data_structures."
+    for tag, read in {
+        "tuple": sequence,
+        "unicode": lambda loader, node: loader.construct_scalar(node),
+        "object/apply:numpy.dtype": dtype,
+        "object/apply:numpy.core.multiarray.scalar": scalar,
+        f"{wrappers}ListWrapper": wrapped,
+        f"{wrappers}_DictWrapper": wrapped,
+    }.items():
+        Loader.add_constructor(python + tag, read)
+    return yaml.load(text, Loader)
 
 
 def _tree(path: str, tree: Any) -> dict[str, Any]:

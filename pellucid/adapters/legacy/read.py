@@ -200,6 +200,7 @@ def _normal(name: str, source: _Source, backend: str | None) -> LegacyModel:
         found = assign_store(source.store, config, notes)
     else:
         found = assign(source.groups or [], config, notes)
+    _open_inputs(config, found, notes)
     if producer.generation == 1 and backend is None:
         notes.warn(
             f"Keras 1 does not record its backend; the names of the weights say "
@@ -210,6 +211,26 @@ def _normal(name: str, source: _Source, backend: str | None) -> LegacyModel:
         translated=tuple(notes.translated), needs=tuple(notes.needs.values()),
         warnings=tuple(notes.warnings), renamed=notes.renamed, objects=source.objects,
     )  # fmt: skip
+
+
+def _open_inputs(config: Config, found: Mapping[str, Mapping[str, Any]], notes: Notes) -> None:
+    """Free the batch size of inputs, and find shapes that the file does not state."""
+    every = list(leaves(config["config"]["layers"]))
+    stateful = any(layer["config"].get("stateful") is True for _, layer in every)
+    for path, layer in every:
+        if layer["class_name"] != "InputLayer":
+            continue
+        shape = layer["config"].get("batch_shape")
+        if isinstance(shape, list) and shape and shape[0] is not None and not stateful:
+            layer["config"]["batch_shape"] = [None, *shape[1:]]
+            notes.translate("a fixed batch size is left open")
+        if shape is None and config["class_name"] == "Sequential":
+            first = next((p for p, _ in every if "kernel" in found.get(p, {})), None)
+            if first is None:
+                raise notes.fault(f"layer {path!r}", "the file does not say the input's shape.")
+            size = found[first]["kernel"].shape
+            layer["config"]["batch_shape"] = [*[None] * (len(size) - 1), size[-2]]
+            notes.warn("the input's height and width are not in the file; any are accepted")
 
 
 def _producer(source: _Source, raw: Config, backend: str | None) -> Producer:

@@ -38,7 +38,7 @@ CLASSES = {
     "GlobalAvgPool1D": "GlobalAveragePooling1D", "GlobalAvgPool2D": "GlobalAveragePooling2D",
     "GlobalAvgPool3D": "GlobalAveragePooling3D", "GlobalMaxPool1D": "GlobalMaxPooling1D",
     "GlobalMaxPool2D": "GlobalMaxPooling2D", "GlobalMaxPool3D": "GlobalMaxPooling3D",
-    "ActivityRegularization": "Identity",
+    "ActivityRegularization": "Identity", "RandomHeight": "Identity", "RandomWidth": "Identity",
 }  # fmt: skip
 
 # Layers that Keras 3 no longer has and `legacy.layers` provides.
@@ -311,13 +311,17 @@ def _separable(name: str, config: Config, notes: Notes, path: str) -> tuple[str,
     return name, config
 
 
+def _identity(name: str, config: Config, notes: Notes, path: str) -> tuple[str, Config]:
+    return name, {"name": config.get("name")}
+
+
 def _lost(name: str, config: Config, notes: Notes, path: str) -> tuple[str, Config]:
     notes.translate(f"{name}, which Keras 3 no longer has, is provided with equal mathematics")
     return name, config
 
 
 _SPECIAL: dict[str, Callable[[str, Config, Notes, str], tuple[str, Config]]] = {
-    "InputLayer": _input, "BatchNormalization": _batch_normalization,
+    "Identity": _identity, "InputLayer": _input, "BatchNormalization": _batch_normalization,
     "UpSampling2D": _upsampling, "Deconvolution2D": _deconvolution, "Merge": _merge,
     "ZeroPadding1D": _sides, "ZeroPadding2D": _sides, "LeakyReLU": _leaky, "ReLU": _relu,
     "GRU": _gru, "SeparableConv2D": _separable, "SeparableConv1D": _separable,

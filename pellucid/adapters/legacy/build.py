@@ -1,0 +1,470 @@
+"""Builds the Keras 3 model that a `LegacyModel` describes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from pellucid.adapters.legacy import layers as lost
+from pellucid.adapters.legacy import theano
+from pellucid.adapters.legacy.config import history, leaves, tensors
+from pellucid.adapters.legacy.lambdas import BytecodeError, function_of
+from pellucid.adapters.legacy.model import Config, LegacyModel, Need, fault
+from pellucid.adapters.legacy.spelling import ACTIVATIONS, MODELS
+from pellucid.adapters.legacy.variables import Shape, fits, variables
+from pellucid.errors import LoadError, PellucidError
+
+__all__ = ["build"]
+
+_OWN = lost.LAYERS | theano.LAYERS
+for _name, _function in (lost.ACTIVATIONS | _OWN).items():
+    keras.saving.register_keras_serializable(package="pellucid", name=_name)(_function)
+
+# Values of arguments that an installed Keras without the argument acts on anyhow.
+_HARMLESS = (None, False, "", [], {}, 0, 1, "channels_last", "nearest")
+
+
+def build(
+    model: LegacyModel,
+    custom_objects: Mapping[str, Any] | None = None,
+    replace: Mapping[str, Any] | None = None,
+    allow_code: bool = False,
+) -> Any:
+    """Build the model in Keras 3 and give it the file's weights.
+
+    Parameters
+    ----------
+    model : what `read` returned.
+    custom_objects : classes and functions that the file only names, by that name.
+    replace : functions or layers to use in place of layers, by layer name or path; a function
+        takes the layer's input, a list where it has several.
+    allow_code : whether Lambda bytecode of the file may run; it is code by whoever made the file.
+
+    Returns
+    -------
+    model : a `keras.Model` whose layers have the file's names.
+
+    Raises
+    ------
+    LoadError : something is missing, or does not fit; the message names the layer.
+    """
+    objects = {**model.objects, **(custom_objects or {})}
+    objects |= {name.split(">")[-1]: value for name, value in objects.items()}
+    builder = _Builder(model, objects, dict(replace or {}), allow_code)
+    with keras.saving.CustomObjectScope(objects):
+        built = builder.model(model.config, "")
+        builder.assign()
+    return built
+
+
+class _Builder:
+    def __init__(
+        self, model: LegacyModel, objects: dict[str, Any], replace: dict[str, Any], allow: bool
+    ) -> None:
+        self.source, self.objects, self.replace = model, objects, replace
+        self.made: dict[str, Any] = {}  # layers without layers of their own, by path
+        self.replaced: set[str] = set()
+        self.functions: dict[str, Callable[..., Any]] = {}
+        missing = [need for need in model.needs if not self._given(need, allow)]
+        if missing:
+            raise LoadError(_plea(model, missing))
+
+    # ---- what the caller has to give -----------------------------------------------------------
+
+    def _given(self, need: Need, allow: bool) -> bool:
+        if need.layer in self.replace or need.layer.split("/")[-1] in self.replace:
+            return True
+        if need.name and need.name in self.objects:
+            return True
+        if need.kind == "lambda" and allow and need.class_name == "Lambda":
+            try:
+                self.functions[need.layer] = function_of(need, _names())
+            except BytecodeError as error:
+                raise self.fault(
+                    need.layer, f"this Lambda cannot be run: {error}. Write the function anew and "
+                    f"pass replace={{{need.layer!r}: function}}."
+                ) from error  # fmt: skip
+            return True
+        return False
+
+    def fault(self, path: str, reason: str) -> LoadError:
+        return fault(self.source.path, f"layer {path!r}", reason)
+
+    # ---- layers ----------------------------------------------------------------------------------
+
+    def layer(self, entry: Config, path: str) -> Any:
+        """Make one layer, unbuilt."""
+        kind, config, name = entry["class_name"], dict(entry["config"]), entry["name"]
+        for key in (path, name):
+            if key in self.replace:
+                self.replaced.add(path)
+                given = self.replace[key]
+                return given if isinstance(given, keras.layers.Layer) else (
+                    keras.layers.Lambda(given, name=name)
+                )  # fmt: skip
+        try:
+            if entry.get("custom"):
+                made = self._custom(kind, config)
+            elif kind == "Lambda":
+                made = self._lambda(config, path, name)
+            else:
+                made = self._known(kind, config, path)
+        except PellucidError:
+            raise
+        except Exception as error:  # layers check their arguments with whatever they raise
+            text = " ".join(str(error).split())[:300]
+            raise self.fault(path, f"{kind} cannot be made with these arguments: {text}") from error
+        self.made[path] = made
+        self._guard(made, entry, path)
+        return made
+
+    def _custom(self, kind: str, config: Config) -> Any:
+        given = self.objects[kind]
+        if inspect.isclass(given) and issubclass(given, keras.layers.Layer):
+            return given.from_config(config)
+        return given(**{k: v for k, v in config.items() if k not in ("dtype", "trainable")})
+
+    def _lambda(self, config: Config, path: str, name: str) -> Any:
+        needs = [n for n in self.source.needs if n.layer == path]
+        function = self.functions.get(path) or self.objects[needs[0].name]
+        shape = config.get("output_shape")
+        return keras.layers.Lambda(
+            function,
+            output_shape=tuple(shape) if isinstance(shape, list) and shape else None,
+            arguments=config.get("arguments") or {},
+            name=name,
+        )
+
+    def _known(self, kind: str, config: Config, path: str) -> Any:
+        cls = _OWN.get(kind) or getattr(keras.layers, kind, None)
+        if cls is None:
+            raise self.fault(
+                path, f"Keras {keras.__version__} has no layer {kind}. Update Keras, or give the "
+                "layer with replace=."
+            )  # fmt: skip
+        for key in ("activation", "recurrent_activation"):
+            if key in config:
+                config[key] = self._activation(config[key], path)
+        for key in ("layer", "backward_layer", "cell"):
+            if isinstance(config.get(key), dict):
+                config[key] = self._inner(config[key], path)
+        known = _arguments(cls)
+        for key in [key for key in config if key not in known]:
+            value = config.pop(key)
+            if not any(value is item or (value == item and item) for item in _HARMLESS):
+                raise self.fault(
+                    path, f"Keras {keras.__version__} does not know the argument {key}={value!r} "
+                    f"of {kind}. Update Keras, or give the layer with replace=."
+                )  # fmt: skip
+        return cls(**config)
+
+    def _inner(self, entry: Config, path: str) -> Any:
+        if entry["class_name"] in MODELS:
+            return self.model(entry, path + "/")
+        inner = f"{path}/{entry['name']}"
+        made = self.layer(entry, inner)
+        self.made.pop(inner, None)  # the wrapper holds its variables
+        return made
+
+    def _activation(self, value: Any, path: str) -> Any:
+        if isinstance(value, dict):
+            return self._known(value["class_name"], dict(value["config"]), path)
+        if value in lost.ACTIVATIONS:
+            return lost.ACTIVATIONS[value]
+        if value in ACTIVATIONS:
+            return value
+        return self.objects[str(value).split(">")[-1]]
+
+    def _guard(self, layer: Any, entry: Config, path: str) -> None:
+        """Check the file's arrays against the shapes wanted, before those are allocated."""
+        arrays = self.source.weights.get(path)
+        if arrays is None or variables(entry) is None:
+            return
+        original = layer.build
+
+        @functools.wraps(original)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            shape = next(iter([*args, *kwargs.values()]), None)
+            layer.build = original
+            if _is_shape(shape):
+                self._check(entry, arrays, tuple(shape), path)
+            return original(*args, **kwargs)
+
+        layer.build = checked
+
+    def _check(
+        self, entry: Config, arrays: Mapping[str, np.ndarray[Any, Any]], shape: Shape, path: str
+    ) -> None:
+        for name, expected in (variables(entry, shape) or {}).items():
+            if not fits(expected, arrays[name].shape):
+                wanted = ", ".join("?" if n is None else str(n) for n in expected)
+                raise self.fault(
+                    path, f"its {name} should have the shape ({wanted}) for the input {shape}; in "
+                    f"the file it has {arrays[name].shape}."
+                )  # fmt: skip
+
+    # ---- models ----------------------------------------------------------------------------------
+
+    def model(self, entry: Config, prefix: str) -> Any:
+        """Build a model, nested ones inside it first."""
+        config, name = entry["config"], entry["name"]
+        if entry["class_name"] == "Sequential":
+            made = [self._member(layer, prefix) for layer in config["layers"]]
+            with self._named(prefix.rstrip("/") or name):
+                return keras.Sequential(made, name=name)
+        return _Graph(self, config, name, prefix).build()
+
+    def _member(self, entry: Config, prefix: str) -> Any:
+        path = prefix + entry["name"]
+        if entry["class_name"] in MODELS:
+            return self.model(entry, path + "/")
+        if entry["class_name"] == "InputLayer":
+            return self.input(entry, path, wrap=False)
+        return self.layer(entry, path)
+
+    def input(self, entry: Config, path: str, *, wrap: bool) -> Any:
+        """Make an input layer, or its tensor."""
+        shape = entry["config"].get("batch_shape")
+        if not _is_shape(shape):
+            raise self.fault(path, f"the file does not say the shape of the input: {shape!r}.")
+        with self._named(path):
+            made = keras.layers.InputLayer(
+                batch_shape=tuple(shape), dtype=entry["config"].get("dtype"), name=entry["name"]
+            )
+        return made.output if wrap else made
+
+    def _named(self, path: str) -> _Named:
+        return _Named(self, path)
+
+    # ---- weights ---------------------------------------------------------------------------------
+
+    def assign(self) -> None:
+        """Give every array to its variable; none is left over and none is without."""
+        paths = {path for path, _ in leaves(self.source.config["config"]["layers"])}
+        for path in sorted(paths & set(self.made) - self.replaced):
+            layer, arrays = self.made[path], self.source.weights.get(path, {})
+            targets = _targets(layer, arrays)
+            if len(targets) != len(arrays):
+                raise self.fault(
+                    path, f"a {type(layer).__name__} layer with these arguments has {len(targets)} "
+                    f"variables, the file holds {len(arrays)} arrays for it."
+                )  # fmt: skip
+            for variable, (name, array) in zip(targets, arrays.items(), strict=True):
+                if tuple(variable.shape) != array.shape:
+                    raise self.fault(
+                        path, f"its {name} should have the shape {tuple(variable.shape)}, in the "
+                        f"file it has {array.shape}."
+                    )  # fmt: skip
+                variable.assign(array)
+            if hasattr(layer, "finalize_state"):
+                layer.finalize_state()
+
+
+class _Named:
+    """Turn what Keras raises while it builds a layer into an error that names the layer."""
+
+    def __init__(self, builder: _Builder, path: str) -> None:
+        self.builder, self.path = builder, path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        cause = error
+        while cause is not None and not isinstance(cause, PellucidError):
+            cause = cause.__cause__ or cause.__context__
+        if isinstance(cause, PellucidError):
+            if cause is not error:
+                raise cause from None
+            return
+        if isinstance(error, Exception):
+            text = " ".join(str(error).split())[:400]
+            raise self.builder.fault(self.path, f"it cannot be built: {text}") from error
+
+
+class _Graph:
+    """Calls the layers of one functional model in an order in which their inputs exist."""
+
+    def __init__(self, builder: _Builder, config: Config, name: str, prefix: str) -> None:
+        self.builder, self.config, self.name, self.prefix = builder, config, name, prefix
+        self.entries = {entry["name"]: entry for entry in config["layers"]}
+        self.values: dict[tuple[str, int], list[Any]] = {}
+        self.layers: dict[str, Any] = {}
+
+    def build(self) -> Any:
+        """Build the model."""
+        waiting: list[tuple[str, int, Config]] = []
+        for name, entry in self.entries.items():
+            nodes = entry.get("inbound_nodes") or []
+            if entry["class_name"] == "InputLayer":
+                path = self.prefix + name
+                self.values[name, 0] = [self.builder.input(entry, path, wrap=True)]
+            waiting += [(name, call, node) for call, node in enumerate(nodes)]
+        while waiting:
+            later = [item for item in waiting if not self._try(*item)]
+            if len(later) == len(waiting):
+                raise self.builder.fault(
+                    self.prefix + later[0][0], "its inputs never come to exist: the connections of "
+                    "the model run in a circle or lead nowhere."
+                )  # fmt: skip
+            waiting = later
+        inputs = [self._end(ref) for ref in self.config["input_layers"]]
+        outputs = [self._end(ref) for ref in self.config["output_layers"]]
+        single = len(inputs) == 1, len(outputs) == 1
+        with self.builder._named(self.prefix.rstrip("/") or self.name):
+            return keras.Model(
+                inputs[0] if single[0] else inputs, outputs[0] if single[1] else outputs,
+                name=self.name,
+            )  # fmt: skip
+
+    def _end(self, reference: list[Any]) -> Any:
+        return self._value({"config": {"keras_history": reference}})
+
+    def _value(self, tensor: Config) -> Any:
+        name, call, index = history(tensor)
+        call -= int(self.entries[name]["class_name"] == "Functional")
+        found = self.values.get((name, call))
+        if found is None or not 0 <= index < len(found):
+            raise self.builder.fault(self.prefix + name, f"it has no output number {index}.")
+        return found[index]
+
+    def _ready(self, tensor: Config) -> bool:
+        name, call, _ = history(tensor)
+        return (name, call - int(self.entries[name]["class_name"] == "Functional")) in self.values
+
+    def _try(self, name: str, call: int, node: Config) -> bool:
+        if not all(self._ready(tensor) for tensor in tensors([node["args"], node["kwargs"]])):
+            return False
+        entry, path = self.entries[name], self.prefix + name
+        if entry["class_name"] == "Operation" and path not in self.builder.replace:
+            result = self._operate(entry, node, path, call)
+        else:
+            if name not in self.layers:
+                self.layers[name] = self.builder._member(entry, self.prefix)
+            layer = self.layers[name]
+            args, kwargs = self._filled(node["args"]), self._filled(node["kwargs"])
+            accepted = inspect.signature(layer.call).parameters
+            free = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+            kwargs = {k: v for k, v in kwargs.items() if free or k in accepted}
+            with self.builder._named(path):
+                result = layer(*args, **kwargs)
+        self.values[name, call] = keras.tree.flatten(result)
+        return True
+
+    def _filled(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            if value.get("class_name") == "__keras_tensor__":
+                return self._value(value)
+            return {key: self._filled(item) for key, item in value.items()}
+        return [self._filled(item) for item in value] if isinstance(value, list) else value
+
+    def _operate(self, entry: Config, node: Config, path: str, call: int) -> Any:
+        """Make the layer of an operation: its constants are arguments, its tensors inputs."""
+        found: list[Any] = []
+
+        def template(value: Any) -> Any:
+            if isinstance(value, dict):
+                if value.get("class_name") == "__keras_tensor__":
+                    found.append(self._value(value))
+                    return {"tensor": len(found) - 1}
+                return {key: template(item) for key, item in value.items()}
+            return [template(item) for item in value] if isinstance(value, list) else value
+
+        args, keywords = template(node["args"]), template(node["kwargs"])
+        function, constants = entry["config"]["function"], entry["config"]["arguments"]
+        if function.startswith("raw:"):
+            given = {int(k): v for k, v in constants["constants"].items()}
+            queue = iter(args)
+            args = [
+                given[i] if i in given else next(queue) for i in range(len(args) + len(given))
+            ]
+            keywords = {"attributes": constants["attributes"]}
+        else:
+            keywords = {**constants, **keywords}
+        if function not in lost.OPERATIONS:  # a function the caller gave
+            made = keras.layers.Lambda(
+                lambda xs: self.builder.objects[function](*_spread(xs)), name=entry["name"]
+            )
+        else:
+            name = entry["name"] + (f"_{call}" if call else "")
+            made = lost.Operation(function=function, template=args, keywords=keywords, name=name)
+        with self.builder._named(path):
+            return made(found[0] if len(found) == 1 else found)
+
+
+def _spread(xs: Any) -> list[Any]:
+    return list(xs) if isinstance(xs, (list, tuple)) else [xs]
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(
+        n is None or (isinstance(n, int) and n > 0) for n in value
+    )  # fmt: skip
+
+
+@functools.cache
+def _arguments(cls: type) -> frozenset[str]:
+    """Names of the arguments that a layer's classes take."""
+    if issubclass(cls, lost._Lost):
+        return frozenset({*cls.defaults, "name", "dtype", "trainable"})
+    names = {"name", "dtype", "trainable"}
+    for base in cls.__mro__:
+        if "__init__" in vars(base) and base is not object:
+            names |= set(inspect.signature(base.__init__).parameters)  # type: ignore[misc]
+    return frozenset(names - {"self", "args", "kwargs"})
+
+
+def _targets(layer: Any, arrays: Mapping[str, Any]) -> list[Any]:
+    """Return a layer's variables in the order of its arrays."""
+    stored = [name.split("/") for name in arrays]
+    if stored and all(len(parts) > 1 and parts[-2] == "vars" for parts in stored):
+        found = [_by_attributes(layer, parts) for parts in stored]
+        if all(variable is not None for variable in found):
+            return found
+    own = layer.trainable_weights + layer.non_trainable_weights
+    own = own if type(layer).__module__.startswith("keras.") is False else layer.weights
+    return [v for v in own if not (v.name == "count" and hasattr(layer, "finalize_state"))]
+
+
+def _by_attributes(layer: Any, parts: list[str]) -> Any:
+    """Find the variable that a Keras-3 store calls `dense/vars/0`."""
+    for part in parts[:-2]:
+        layer = getattr(layer, part, None)
+    own = getattr(layer, "_trainable_variables", []) + getattr(layer, "_non_trainable_variables", [])
+    return own[int(parts[-1])] if int(parts[-1]) < len(own) else None
+
+
+def _names() -> dict[str, Any]:
+    import math
+
+    import tensorflow as tf
+
+    return {"keras": keras, "K": keras.backend, "ops": keras.ops, "np": np, "math": math, "tf": tf}
+
+
+def _plea(model: LegacyModel, missing: list[Need]) -> str:
+    lines = [f"{model.path}: the model needs code that its file does not hold."]
+    for need in missing[:12]:
+        if need.kind == "lambda":
+            code = ", or allow_code=True to run the file's own bytecode" if need.code else ""
+            lines.append(
+                f"  layer {need.layer!r} ({need.class_name}) holds a function as bytecode, which "
+                f"is not run. Pass replace={{{need.layer!r}: lambda x: ...}}{code}."
+            )
+        else:
+            what = "custom layer" if need.kind == "layer" else "custom function"
+            value = "TheClass" if need.kind == "layer" else "the_function"
+            lines.append(
+                f"  layer {need.layer!r} ({need.class_name}) needs the {what} {need.name!r}. Pass "
+                f"custom_objects={json.dumps({need.name: value})}".replace(f'"{value}"', value)
+                + f" or replace={{{need.layer!r}: lambda x: ...}}."
+            )
+    if len(missing) > 12:
+        lines.append(f"  and {len(missing) - 12} more.")
+    return "\n".join(lines)
