@@ -13,7 +13,8 @@ import numpy as np
 
 from pellucid.adapters.legacy import layers as lost
 from pellucid.adapters.legacy import theano
-from pellucid.adapters.legacy.config import history, leaves, tensors
+from pellucid.adapters.legacy.calls import Graph, Named
+from pellucid.adapters.legacy.config import leaves
 from pellucid.adapters.legacy.lambdas import BytecodeError, function_of
 from pellucid.adapters.legacy.model import Config, LegacyModel, Need, fault
 from pellucid.adapters.legacy.spelling import ACTIVATIONS, MODELS
@@ -27,7 +28,7 @@ for _name, _function in (lost.ACTIVATIONS | _OWN).items():
     keras.saving.register_keras_serializable(package="pellucid", name=_name)(_function)
 
 # Values of arguments that an installed Keras without the argument acts on anyhow.
-_HARMLESS = (None, False, "", [], {}, 0, 1, "channels_last", "nearest")
+_HARMLESS: tuple[Any, ...] = (None, False, "", [], {}, 0, 1, "channels_last", "nearest")
 
 
 def build(
@@ -94,6 +95,7 @@ class _Builder:
         return False
 
     def fault(self, path: str, reason: str) -> LoadError:
+        """Build the error for a layer."""
         return fault(self.source.path, f"layer {path!r}", reason)
 
     # ---- layers ----------------------------------------------------------------------------------
@@ -126,7 +128,7 @@ class _Builder:
 
     def _custom(self, kind: str, config: Config) -> Any:
         given = self.objects[kind]
-        if inspect.isclass(given) and issubclass(given, keras.layers.Layer):
+        if inspect.isclass(given) and hasattr(given, "from_config"):
             return given.from_config(config)
         return given(**{k: v for k, v in config.items() if k not in ("dtype", "trainable")})
 
@@ -154,10 +156,12 @@ class _Builder:
         for key in ("layer", "backward_layer", "cell"):
             if isinstance(config.get(key), dict):
                 config[key] = self._inner(config[key], path)
-        known = _arguments(cls)
+        known = _arguments(cls)  # type: ignore[arg-type]
         for key in [key for key in config if key not in known]:
             value = config.pop(key)
-            if not any(value is item or (value == item and item) for item in _HARMLESS):
+            if key != "trainable" and not any(
+                value is item or (value == item and item) for item in _HARMLESS
+            ):
                 raise self.fault(
                     path, f"Keras {keras.__version__} does not know the argument {key}={value!r} "
                     f"of {kind}. Update Keras, or give the layer with replace=."
@@ -192,7 +196,7 @@ class _Builder:
         def checked(*args: Any, **kwargs: Any) -> Any:
             shape = next(iter([*args, *kwargs.values()]), None)
             layer.build = original
-            if _is_shape(shape):
+            if shape is not None and _is_shape(shape):
                 self._check(entry, arrays, tuple(shape), path)
             return original(*args, **kwargs)
 
@@ -215,12 +219,13 @@ class _Builder:
         """Build a model, nested ones inside it first."""
         config, name = entry["config"], entry["name"]
         if entry["class_name"] == "Sequential":
-            made = [self._member(layer, prefix) for layer in config["layers"]]
-            with self._named(prefix.rstrip("/") or name):
+            made = [self.member(layer, prefix) for layer in config["layers"]]
+            with self.named(prefix.rstrip("/") or name):
                 return keras.Sequential(made, name=name)
-        return _Graph(self, config, name, prefix).build()
+        return Graph(self, config, name, prefix).build()
 
-    def _member(self, entry: Config, prefix: str) -> Any:
+    def member(self, entry: Config, prefix: str) -> Any:
+        """Make one layer or model of a model."""
         path = prefix + entry["name"]
         if entry["class_name"] in MODELS:
             return self.model(entry, path + "/")
@@ -233,14 +238,15 @@ class _Builder:
         shape = entry["config"].get("batch_shape")
         if not _is_shape(shape):
             raise self.fault(path, f"the file does not say the shape of the input: {shape!r}.")
-        with self._named(path):
+        with self.named(path):
             made = keras.layers.InputLayer(
                 batch_shape=tuple(shape), dtype=entry["config"].get("dtype"), name=entry["name"]
             )
         return made.output if wrap else made
 
-    def _named(self, path: str) -> _Named:
-        return _Named(self, path)
+    def named(self, path: str) -> Named:
+        """Let errors of the block name the layer."""
+        return Named(self.fault, path)
 
     # ---- weights ---------------------------------------------------------------------------------
 
@@ -266,140 +272,8 @@ class _Builder:
                 layer.finalize_state()
 
 
-class _Named:
-    """Turn what Keras raises while it builds a layer into an error that names the layer."""
-
-    def __init__(self, builder: _Builder, path: str) -> None:
-        self.builder, self.path = builder, path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        cause = error
-        while cause is not None and not isinstance(cause, PellucidError):
-            cause = cause.__cause__ or cause.__context__
-        if isinstance(cause, PellucidError):
-            if cause is not error:
-                raise cause from None
-            return
-        if isinstance(error, Exception):
-            text = " ".join(str(error).split())[:400]
-            raise self.builder.fault(self.path, f"it cannot be built: {text}") from error
-
-
-class _Graph:
-    """Calls the layers of one functional model in an order in which their inputs exist."""
-
-    def __init__(self, builder: _Builder, config: Config, name: str, prefix: str) -> None:
-        self.builder, self.config, self.name, self.prefix = builder, config, name, prefix
-        self.entries = {entry["name"]: entry for entry in config["layers"]}
-        self.values: dict[tuple[str, int], list[Any]] = {}
-        self.layers: dict[str, Any] = {}
-
-    def build(self) -> Any:
-        """Build the model."""
-        waiting: list[tuple[str, int, Config]] = []
-        for name, entry in self.entries.items():
-            nodes = entry.get("inbound_nodes") or []
-            if entry["class_name"] == "InputLayer":
-                path = self.prefix + name
-                self.values[name, 0] = [self.builder.input(entry, path, wrap=True)]
-            waiting += [(name, call, node) for call, node in enumerate(nodes)]
-        while waiting:
-            later = [item for item in waiting if not self._try(*item)]
-            if len(later) == len(waiting):
-                raise self.builder.fault(
-                    self.prefix + later[0][0], "its inputs never come to exist: the connections of "
-                    "the model run in a circle or lead nowhere."
-                )  # fmt: skip
-            waiting = later
-        inputs = [self._end(ref) for ref in self.config["input_layers"]]
-        outputs = [self._end(ref) for ref in self.config["output_layers"]]
-        single = len(inputs) == 1, len(outputs) == 1
-        with self.builder._named(self.prefix.rstrip("/") or self.name):
-            return keras.Model(
-                inputs[0] if single[0] else inputs, outputs[0] if single[1] else outputs,
-                name=self.name,
-            )  # fmt: skip
-
-    def _end(self, reference: list[Any]) -> Any:
-        return self._value({"config": {"keras_history": reference}})
-
-    def _value(self, tensor: Config) -> Any:
-        name, call, index = history(tensor)
-        call -= int(self.entries[name]["class_name"] == "Functional")
-        found = self.values.get((name, call))
-        if found is None or not 0 <= index < len(found):
-            raise self.builder.fault(self.prefix + name, f"it has no output number {index}.")
-        return found[index]
-
-    def _ready(self, tensor: Config) -> bool:
-        name, call, _ = history(tensor)
-        return (name, call - int(self.entries[name]["class_name"] == "Functional")) in self.values
-
-    def _try(self, name: str, call: int, node: Config) -> bool:
-        if not all(self._ready(tensor) for tensor in tensors([node["args"], node["kwargs"]])):
-            return False
-        entry, path = self.entries[name], self.prefix + name
-        if entry["class_name"] == "Operation" and path not in self.builder.replace:
-            result = self._operate(entry, node, path, call)
-        else:
-            if name not in self.layers:
-                self.layers[name] = self.builder._member(entry, self.prefix)
-            layer = self.layers[name]
-            args, kwargs = self._filled(node["args"]), self._filled(node["kwargs"])
-            accepted = inspect.signature(layer.call).parameters
-            free = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-            kwargs = {k: v for k, v in kwargs.items() if free or k in accepted}
-            with self.builder._named(path):
-                result = layer(*args, **kwargs)
-        self.values[name, call] = keras.tree.flatten(result)
-        return True
-
-    def _filled(self, value: Any) -> Any:
-        if isinstance(value, dict):
-            if value.get("class_name") == "__keras_tensor__":
-                return self._value(value)
-            return {key: self._filled(item) for key, item in value.items()}
-        return [self._filled(item) for item in value] if isinstance(value, list) else value
-
-    def _operate(self, entry: Config, node: Config, path: str, call: int) -> Any:
-        """Make the layer of an operation: its constants are arguments, its tensors inputs."""
-        found: list[Any] = []
-
-        def template(value: Any) -> Any:
-            if isinstance(value, dict):
-                if value.get("class_name") == "__keras_tensor__":
-                    found.append(self._value(value))
-                    return {"tensor": len(found) - 1}
-                return {key: template(item) for key, item in value.items()}
-            return [template(item) for item in value] if isinstance(value, list) else value
-
-        args, keywords = template(node["args"]), template(node["kwargs"])
-        function, constants = entry["config"]["function"], entry["config"]["arguments"]
-        if function.startswith("raw:"):
-            given = {int(k): v for k, v in constants["constants"].items()}
-            queue = iter(args)
-            args = [
-                given[i] if i in given else next(queue) for i in range(len(args) + len(given))
-            ]
-            keywords = {"attributes": constants["attributes"]}
-        else:
-            keywords = {**constants, **keywords}
-        if function not in lost.OPERATIONS:  # a function the caller gave
-            made = keras.layers.Lambda(
-                lambda xs: self.builder.objects[function](*_spread(xs)), name=entry["name"]
-            )
-        else:
-            name = entry["name"] + (f"_{call}" if call else "")
-            made = lost.Operation(function=function, template=args, keywords=keywords, name=name)
-        with self.builder._named(path):
-            return made(found[0] if len(found) == 1 else found)
-
-
-def _spread(xs: Any) -> list[Any]:
-    return list(xs) if isinstance(xs, (list, tuple)) else [xs]
+def _harmless(value: Any) -> bool:
+    return any(value is item or (item and value == item) for item in _HARMLESS)
 
 
 def _is_shape(value: Any) -> bool:
@@ -413,10 +287,13 @@ def _arguments(cls: type) -> frozenset[str]:
     """Names of the arguments that a layer's classes take."""
     if issubclass(cls, lost._Lost):
         return frozenset({*cls.defaults, "name", "dtype", "trainable"})
-    names = {"name", "dtype", "trainable"}
+    names: set[str] = set()
     for base in cls.__mro__:
-        if "__init__" in vars(base) and base is not object:
-            names |= set(inspect.signature(base.__init__).parameters)  # type: ignore[misc]
+        if "__init__" in vars(base):
+            own = inspect.signature(base.__init__).parameters  # type: ignore[misc]
+            names |= set(own)
+            if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+                break
     return frozenset(names - {"self", "args", "kwargs"})
 
 
@@ -436,7 +313,9 @@ def _by_attributes(layer: Any, parts: list[str]) -> Any:
     """Find the variable that a Keras-3 store calls `dense/vars/0`."""
     for part in parts[:-2]:
         layer = getattr(layer, part, None)
-    own = getattr(layer, "_trainable_variables", []) + getattr(layer, "_non_trainable_variables", [])
+    own = getattr(layer, "_trainable_variables", []) + getattr(
+        layer, "_non_trainable_variables", []
+    )
     return own[int(parts[-1])] if int(parts[-1]) < len(own) else None
 
 

@@ -134,8 +134,7 @@ class _Reader:
         if not isinstance(raw, dict) or not isinstance(raw.get("class_name"), str):
             raise self.notes.fault(inside.strip("/"), "an entry of the layer list is no layer.")
         if is_model(raw):
-            model = self.model(raw, str(raw.get("name") or "model"), inside)
-            return model
+            return self.model(raw, str(raw.get("name") or "model"), inside)
         kind = raw["class_name"].split(">")[-1]
         config = raw.get("config")
         if not isinstance(config, dict):
@@ -201,7 +200,8 @@ class _Reader:
 
     def branches(self, raws: list[Any], name: str, inside: str) -> Config:
         """Turn Keras 1's Sequential that begins by merging other models into a functional one."""
-        merge, layers = raws[0], []
+        merge = raws[0]
+        layers: list[Config] = []
         refs = []
         for index, raw in enumerate(merge["config"].get("layers", [])):
             branch = self.layer(raw, inside, {})
@@ -212,7 +212,7 @@ class _Reader:
             branch["inbound_nodes"] = [_node([_tensor(entry, 0)])]
             layers += [entry, branch]
             refs.append(_tensor(branch, 0))
-        inputs = [_entry(layer, 0) for layer in layers if layer["class_name"] == "InputLayer"]
+        ends = [_entry(layer, 0) for layer in layers if layer["class_name"] == "InputLayer"]
         merged = self.layer(merge, inside, {})
         merged["inbound_nodes"] = [_node([refs])]
         layers.append(merged)
@@ -222,7 +222,7 @@ class _Reader:
             layers.append(layer)
         self.notes.translate("a Sequential that begins with Merge is built as a functional model")
         return {"class_name": "Functional", "name": name, "config": {"name": name,
-                "layers": layers, "input_layers": inputs,
+                "layers": layers, "input_layers": ends,
                 "output_layers": [_entry(layers[-1], 0)]}}  # fmt: skip
 
     def functional(self, config: Config, name: str, inside: str) -> Config:

@@ -123,7 +123,7 @@ def _yaml(text: str) -> Any:
     """Read YAML as plain data; the few Python objects that Keras wrote are read as such too."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
         pass
 
     def sequence(loader: Any, node: Any) -> Any:

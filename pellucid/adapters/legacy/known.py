@@ -10,7 +10,7 @@ from pellucid.adapters.legacy.spelling import CLASSES, LOST
 
 __all__ = ["KERAS_LAYERS"]
 
-KERAS_LAYERS = frozenset(CLASSES) | LOST | frozenset(
+_BUILT_IN = (
     "Merge Activation AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D "
     "AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D Add AdditiveAttention "
     "AlphaDropout Attention AutoContrast Average AveragePooling1D AveragePooling2D "
@@ -29,5 +29,7 @@ KERAS_LAYERS = frozenset(CLASSES) | LOST | frozenset(
     "Rescaling Reshape Resizing SeparableConv1D SeparableConv2D SimpleRNN Softmax Solarization "
     "SpatialDropout1D SpatialDropout2D SpatialDropout3D Subtract TimeDistributed "
     "UnitNormalization UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D "
-    "ZeroPadding3D".split()
+    "ZeroPadding3D"
 )
+
+KERAS_LAYERS = frozenset(CLASSES) | LOST | frozenset(_BUILT_IN.split())

@@ -94,8 +94,6 @@ def _foreign(data: bytes) -> str | None:
         return _other("Python 2")
     if data[0] != _CODE:
         return "its bytecode is damaged"
-    if sys.version_info < (3, 11):
-        return None
     for count, name in ((6, "Python 3.8, 3.9 or 3.10"), (5, None)):
         place = 1 + 4 * count
         if data[place] in (ord("s"), ord("s") | 0x80):

@@ -7,7 +7,7 @@ order that `variables.variables` lists.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 from keras import ops
@@ -28,10 +28,10 @@ def hard_sigmoid_legacy(x: Tensor) -> Tensor:
 ACTIVATIONS = {"hard_sigmoid_legacy": hard_sigmoid_legacy}
 
 
-class _Lost(keras.layers.Layer):
+class _Lost(keras.layers.Layer):  # type: ignore[misc]
     """A layer whose arguments are attributes and are saved as they came."""
 
-    defaults: dict[str, Any] = {}  # noqa: RUF012
+    defaults: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, **kwargs: Any) -> None:
         self.arguments = {k: kwargs.pop(k, v) for k, v in self.defaults.items()}
@@ -51,7 +51,7 @@ class _Lost(keras.layers.Layer):
 class ThresholdedReLU(_Lost):
     """`x` where it exceeds `theta`, else 0."""
 
-    defaults = {"theta": 1.0}  # noqa: RUF012
+    defaults: ClassVar[dict[str, Any]] = {"theta": 1.0}
 
     def call(self, x: Tensor) -> Tensor:
         """Apply the layer."""
@@ -61,7 +61,7 @@ class ThresholdedReLU(_Lost):
 class ParametricSoftplus(_Lost):
     """`alpha softplus(beta x)`."""
 
-    defaults = {"shared_axes": None}  # noqa: RUF012
+    defaults: ClassVar[dict[str, Any]] = {"shared_axes": None}
 
     def build(self, shape: Shape) -> None:
         """Create the variables."""
@@ -77,7 +77,7 @@ class ParametricSoftplus(_Lost):
 class SReLU(_Lost):
     """Three linear pieces, with learned thresholds and slopes (arXiv:1512.07030)."""
 
-    defaults = {"shared_axes": None}  # noqa: RUF012
+    defaults: ClassVar[dict[str, Any]] = {"shared_axes": None}
 
     def build(self, shape: Shape) -> None:
         """Create the variables."""
@@ -101,7 +101,7 @@ def _shared(shape: Shape, axes: Any) -> tuple[int, ...]:
 class MaxoutDense(_Lost):
     """The largest of several dense layers, for each unit."""
 
-    defaults = {"output_dim": 1, "nb_feature": 4, "use_bias": True}  # noqa: RUF012
+    defaults: ClassVar[dict[str, Any]] = {"output_dim": 1, "nb_feature": 4, "use_bias": True}
 
     def build(self, shape: Shape) -> None:
         """Create the variables."""
@@ -118,7 +118,7 @@ class MaxoutDense(_Lost):
 class Highway(_Lost):
     """`t f(x W + b) + (1 - t) x` with the gate `t = sigmoid(x V + c)` (arXiv:1505.00387)."""
 
-    defaults = {"activation": "linear", "use_bias": True}  # noqa: RUF012
+    defaults: ClassVar[dict[str, Any]] = {"activation": "linear", "use_bias": True}
 
     def build(self, shape: Shape) -> None:
         """Create the variables."""
@@ -141,7 +141,7 @@ def _activation(value: Any) -> Any:
 
 
 class _Normalised(_Lost):
-    defaults = {"epsilon": 1e-3, "axis": -1}  # noqa: RUF012
+    defaults: ClassVar[dict[str, Any]] = {"epsilon": 1e-3, "axis": -1}
 
     def build(self, shape: Shape) -> None:
         """Create the variables."""
@@ -176,7 +176,7 @@ class BatchStatistics(_Normalised):
 class MergeDot(_Lost):
     """Keras 1's `Merge(mode="dot")`."""
 
-    defaults = {"axes": -1}  # noqa: RUF012
+    defaults: ClassVar[dict[str, Any]] = {"axes": -1}
 
     def call(self, xs: list[Tensor]) -> Tensor:
         """Apply the layer."""
@@ -202,8 +202,10 @@ class MergeCosine(MergeDot):
 class LocallyConnected1D(_Lost):
     """A convolution whose kernel differs from place to place."""
 
-    defaults = {"filters": 1, "kernel_size": 1, "strides": 1, "padding": "valid",
-                "data_format": "channels_last", "activation": "linear", "use_bias": True}  # noqa: RUF012  # fmt: skip
+    defaults: ClassVar[dict[str, Any]] = {
+        "filters": 1, "kernel_size": 1, "strides": 1, "padding": "valid",
+        "data_format": "channels_last", "activation": "linear", "use_bias": True,
+    }  # fmt: skip
     rank = 1
 
     def build(self, shape: Shape) -> None:
@@ -261,7 +263,7 @@ def _offsets(size: tuple[int, ...]) -> list[tuple[int, ...]]:
     return offsets
 
 
-class Deconvolution2D(keras.layers.Conv2DTranspose):
+class Deconvolution2D(keras.layers.Conv2DTranspose):  # type: ignore[misc]
     """A transposed convolution that is told the size of its output, as Keras 1's was."""
 
     def __init__(self, *, output_size: Any, **kwargs: Any) -> None:
@@ -299,7 +301,7 @@ class Deconvolution2D(keras.layers.Conv2DTranspose):
 class LegacyUpSampling2D(_Lost):
     """Bilinear enlargement of Keras 2.2 and 2.3: sample `i` lies at `i / factor`."""
 
-    defaults = {"size": (2, 2), "data_format": "channels_last"}  # noqa: RUF012
+    defaults: ClassVar[dict[str, Any]] = {"size": (2, 2), "data_format": "channels_last"}
 
     def call(self, x: Tensor) -> Tensor:
         """Apply the layer."""
@@ -329,7 +331,7 @@ class Operation(_Lost):
     `template` is the list of arguments with `{"tensor": i}` in place of the tensors.
     """
 
-    defaults = {"function": "", "template": (), "keywords": {}}  # noqa: RUF012
+    defaults: ClassVar[dict[str, Any]] = {"function": "", "template": (), "keywords": {}}
 
     def call(self, xs: Any) -> Any:
         """Apply the operation."""

@@ -25,8 +25,8 @@ def operation_of(raw: Config) -> Config | None:
     """Return `{"function": key, "arguments": constants}` if a layer is a saved operation."""
     kind, config = raw["class_name"], raw.get("config") or {}
     if kind in ("TFOpLambda", "SlicingOpLambda", "ClassMethod"):
-        name = str(config.get("function") or config.get("symbol") or "").removeprefix("tf.")
-        return {"function": name.removeprefix("compat.v1."), "arguments": {}}
+        symbol = str(config.get("function") or config.get("symbol") or "").removeprefix("tf.")
+        return {"function": symbol.removeprefix("compat.v1."), "arguments": {}}
     if kind in ("InstanceProperty", "InstanceMethod"):
         name = config.get("attr_name") or config.get("method_name")
         return {"function": f"{kind}:{name}", "arguments": {}}
@@ -69,7 +69,7 @@ def slices(value: Any) -> Any:
             return slice(value["start"], value["stop"], value["step"])
         inner = value.get("config", value.get("value"))
         if value.get("class_name") in ("slice", "__slice__"):
-            return slice(*(inner if isinstance(inner, list) else inner.values()))
+            return slice(*(inner.values() if isinstance(inner, dict) else inner or [None]))
         if value.get("class_name") == "__ellipsis__":
             return Ellipsis
         return slices(inner)
@@ -87,7 +87,9 @@ def _transpose(o: Ops, a: Any, perm: Any = None, conjugate: bool = False) -> Any
     return o.transpose(a, axes=_list(perm))
 
 
-def _pad(o: Ops, tensor: Any, paddings: Any, mode: str = "CONSTANT", constant_values: Any = 0) -> Any:
+def _pad(
+    o: Ops, tensor: Any, paddings: Any, mode: str = "CONSTANT", constant_values: Any = 0
+) -> Any:
     value = constant_values if mode.lower() == "constant" else None
     return o.pad(tensor, _list(paddings), mode=mode.lower(), constant_values=value)
 
@@ -99,9 +101,10 @@ def _resize(o: Ops, images: Any, size: Any, method: str = "bilinear", antialias:
 
 
 def _pool(kind: str) -> Callable[..., Any]:
-    def pool(o: Ops, input: Any, ksize: Any, strides: Any, padding: str, **_: Any) -> Any:  # noqa: A002
-        sizes, steps = ([v[1:3] if isinstance(v, list) and len(v) == 4 else v for v in (ksize, strides)])
-        return getattr(o, kind)(input, sizes, steps, padding.lower(), data_format="channels_last")
+    def pool(o: Ops, x: Any, ksize: Any, strides: Any, padding: str, **_: Any) -> Any:
+        both = (ksize, strides)
+        sizes, steps = (v[1:3] if isinstance(v, list) and len(v) == 4 else v for v in both)
+        return getattr(o, kind)(x, sizes, steps, padding.lower(), data_format="channels_last")
 
     return pool
 
@@ -117,10 +120,16 @@ def _batch_norm(o: Ops, x: Any, mean: Any, variance: Any, offset: Any, scale: An
 
 
 def _reduce(kind: str) -> Callable[..., Any]:
-    def reduce(o: Ops, input_tensor: Any, axis: Any = None, keepdims: bool = False, **_: Any) -> Any:
+    def reduce(
+        o: Ops, input_tensor: Any, axis: Any = None, keepdims: bool = False, **_: Any
+    ) -> Any:
         return getattr(o, kind)(input_tensor, axis=_list(axis), keepdims=bool(keepdims))
 
     return reduce
+
+
+def _cast(o: Ops, x: Any, dtype: Any, **_: Any) -> Any:
+    return o.cast(x, "float32" if str(dtype).startswith(("float", "bfloat")) else dtype)
 
 
 def _two(kind: str) -> Callable[..., Any]:
@@ -163,7 +172,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "nn.silu": lambda o, features, beta=1.0: features * o.sigmoid(beta * features),
     "nn.swish": lambda o, features, beta=1.0: features * o.sigmoid(beta * features),
     "nn.gelu": lambda o, features, approximate=False, **_: o.gelu(features, bool(approximate)),
-    "nn.softmax": lambda o, logits, axis=-1, **_: o.softmax(logits, axis=-1 if axis is None else axis),
+    "nn.softmax": lambda o, logits, axis=None, **_: o.softmax(logits, -1 if axis is None else axis),
     "nn.log_softmax": lambda o, logits, axis=-1, **_: o.log_softmax(logits, axis=axis),
     "nn.bias_add": lambda o, value, bias, **_: value + bias,
     "nn.l2_normalize": _l2_normalize, "math.l2_normalize": _l2_normalize,
@@ -176,8 +185,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     ),
     "reshape": lambda o, tensor, shape, **_: o.reshape(tensor, _list(shape)),
     "transpose": _transpose, "pad": _pad, "image.resize": _resize, "image.resize_v2": _resize,
-    "expand_dims": lambda o, input, axis, **_: o.expand_dims(input, axis),
-    "squeeze": lambda o, input, axis=None, **_: o.squeeze(input, _list(axis)),
+    "expand_dims": lambda o, x, axis, **_: o.expand_dims(x, axis),
+    "squeeze": lambda o, x, axis=None, **_: o.squeeze(x, _list(axis)),
     "concat": lambda o, values, axis, **_: o.concatenate(values, axis),
     "stack": lambda o, values, axis=0, **_: o.stack(values, axis),
     "unstack": lambda o, value, num=None, axis=0, **_: o.unstack(value, num, axis),
@@ -185,31 +194,39 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         value, num_or_size_splits if isinstance(num_or_size_splits, int)
         else [sum(num_or_size_splits[: i + 1]) for i in range(len(num_or_size_splits) - 1)], axis
     ),
-    "tile": lambda o, input, multiples, **_: o.tile(input, _list(multiples)),
-    "repeat": lambda o, input, repeats, axis=None, **_: o.repeat(input, repeats, axis),
+    "tile": lambda o, x, multiples, **_: o.tile(x, _list(multiples)),
+    "repeat": lambda o, x, repeats, axis=None, **_: o.repeat(x, repeats, axis),
     "reverse": lambda o, tensor, axis, **_: o.flip(tensor, _list(axis)),
-    "gather": lambda o, params, indices, axis=0, **_: o.take(params, o.convert_to_tensor(indices), axis),
-    "cast": lambda o, x, dtype, **_: o.cast(x, "float32" if str(dtype).startswith(("float", "bfloat")) else dtype),
-    "clip_by_value": lambda o, t, clip_value_min, clip_value_max, **_: o.clip(t, clip_value_min, clip_value_max),
-    "identity": lambda o, input, **_: input + 0, "stop_gradient": _one("stop_gradient"),
+    "gather": lambda o, params, indices, axis=0, **_: o.take(
+        params, o.convert_to_tensor(indices), axis
+    ),
+    "cast": _cast,
+    "clip_by_value": lambda o, x, clip_value_min, clip_value_max, **_: o.clip(
+        x, clip_value_min, clip_value_max
+    ),
+    "identity": lambda o, x, **_: x + 0, "stop_gradient": _one("stop_gradient"),
     "zeros_like": _one("zeros_like"), "ones_like": _one("ones_like"),
-    "broadcast_to": lambda o, input, shape, **_: o.broadcast_to(input, _list(shape)),
+    "broadcast_to": lambda o, x, shape, **_: o.broadcast_to(x, _list(shape)),
     "linalg.matmul": lambda o, a, b, transpose_a=False, transpose_b=False, **_: o.matmul(
         o.swapaxes(a, -1, -2) if transpose_a else a, o.swapaxes(b, -1, -2) if transpose_b else b
     ),
-    "math.argmax": lambda o, input, axis=None, **_: o.argmax(input, axis=0 if axis is None else axis),
+    "math.argmax": lambda o, x, axis=None, **_: o.argmax(x, axis=0 if axis is None else axis),
     "where": lambda o, condition, x, y, **_: o.where(condition, x, y),
-    "shape": lambda o, input, **_: o.shape(input),
+    "shape": lambda o, x, **_: o.shape(x),
     "InstanceProperty:shape": lambda o, x, **_: x.shape,
-    "image.rgb_to_grayscale": lambda o, images, **_: o.image.rgb_to_grayscale(images, data_format="channels_last"),
-    "nn.depth_to_space": lambda o, input, block_size, **_: _depth_to_space(o, input, block_size),
-    "norm": lambda o, tensor, axis=None, keepdims=False, **_: o.sqrt(o.sum(o.square(tensor), axis=axis, keepdims=bool(keepdims))),
+    "image.rgb_to_grayscale": lambda o, images, **_: o.image.rgb_to_grayscale(
+        images, data_format="channels_last"
+    ),
+    "nn.depth_to_space": lambda o, x, block_size, **_: _depth_to_space(o, x, block_size),
+    "norm": lambda o, x, axis=None, keepdims=False, **_: o.sqrt(
+        o.sum(o.square(x), axis=axis, keepdims=bool(keepdims))
+    ),
 }  # fmt: skip
 OPERATIONS["math.softmax"] = OPERATIONS["nn.softmax"]
 
 
 def _depth_to_space(o: Ops, x: Any, block: int) -> Any:
-    n, h, w, c = o.shape(x)
+    _, h, w, c = o.shape(x)
     x = o.reshape(x, (-1, h, w, block, block, c // block**2))  # (N, h, w, b, b, C)
     return o.reshape(o.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, h * block, w * block, c // block**2))
 
@@ -259,13 +276,13 @@ OPERATIONS |= {
 
 # Keras 3 saves the class of an operation; its function is the same name in lower case.
 _KERAS = (
-    "Abs Absolute Add Arccos Arcsin Arctan Argmax Argmin AveragePool BroadcastTo Cast Ceil Celu Clip "
-    "Concatenate Cos Divide Elu Equal Erf Exp ExpandDims Expm1 Flip Floor FloorDivide Gelu Greater "
-    "GreaterEqual HardSigmoid HardSilu HardTanh LeakyRelu Less LessEqual Log Log1p LogSoftmax "
+    "Abs Absolute Add Arccos Arcsin Arctan Argmax Argmin AveragePool BroadcastTo Cast Ceil Celu "
+    "Clip Concatenate Cos Divide Elu Equal Erf Exp ExpandDims Expm1 Flip Floor FloorDivide Gelu "
+    "Greater GreaterEqual HardSigmoid HardSilu HardTanh LeakyRelu Less LessEqual Log Log1p LogSoftmax "
     "LogicalAnd LogicalNot LogicalOr Matmul Max MaxPool Maximum Mean Min Minimum Mod Moveaxis "
-    "Multiply Negative Normalize NotEqual OnesLike Pad Power Prod Ravel Reciprocal Relu Relu6 Repeat Reshape "
-    "Roll Round Rsqrt Selu Sigmoid Sign Silu Sin Softmax Softplus Softsign Split Sqrt Square "
-    "Squeeze Stack Std Subtract Sum Swapaxes Take Tanh Tile Transpose TrueDivide Unstack Var Where "
+    "Multiply Negative Normalize NotEqual OnesLike Pad Power Prod Ravel Reciprocal Relu Relu6 "
+    "Repeat Reshape Roll Round Rsqrt Selu Sigmoid Sign Silu Sin Softmax Softplus Softsign Split "
+    "Sqrt Square Squeeze Stack Std Subtract Sum Swapaxes Take Tanh Tile Transpose TrueDivide Unstack Var Where "
     "ZerosLike"
 )
 

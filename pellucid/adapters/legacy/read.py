@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -13,11 +12,20 @@ import h5py
 
 from pellucid.adapters.legacy.config import leaves, normalise
 from pellucid.adapters.legacy.files import (
-    Budget, attribute, guarded, kind_of, open_h5, open_keras_zip, read_groups, read_store,
-    read_text, stored_config,
+    Budget,
+    attribute,
+    guarded,
+    kind_of,
+    open_h5,
+    open_keras_zip,
+    read_groups,
+    read_store,
+    read_text,
+    stored_config,
 )  # fmt: skip
 from pellucid.adapters.legacy.model import Config, LegacyModel, Notes, Producer, Stored, fault
-from pellucid.adapters.legacy.weights import assign, assign_store
+from pellucid.adapters.legacy.store import assign_store
+from pellucid.adapters.legacy.weights import assign
 
 __all__ = ["Architecture", "read"]
 
@@ -98,7 +106,7 @@ def replace_raw(source: _Source, raw: Config) -> _Source:
 
 
 def _read_h5(file: h5py.File, source: _Source, budget: Budget) -> None:
-    group = file["model_weights"] if "model_weights" in file else file
+    group = file.get("model_weights", file)
     source.version = attribute(file, "keras_version") or attribute(group, "keras_version")
     source.backend = attribute(file, "backend") or attribute(group, "backend")
     stores = ("layers", "_layer_checkpoint_dependencies", "vars")
@@ -285,7 +293,9 @@ def _data_format(raw: Config, number: tuple[int, ...]) -> str:
         if isinstance(item, dict):
             order = item.get("data_format", item.get("dim_ordering"))
             if isinstance(order, str):
-                counts["channels_first" if order in ("th", "channels_first") else "channels_last"] += 1
+                counts[
+                    "channels_first" if order in ("th", "channels_first") else "channels_last"
+                ] += 1
             stack.extend(item.values())
         elif isinstance(item, list):
             stack.extend(item)

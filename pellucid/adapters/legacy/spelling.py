@@ -76,12 +76,13 @@ _OBSOLETE = frozenset({
 })  # fmt: skip
 _ARGUMENT_WINS = {"Embedding": {"input_dim"}, "MultiHeadAttention": {"dropout"}}
 
-ACTIVATIONS = frozenset(
+_FUNCTIONS = (
     "celu elu exponential gelu glu hard_shrink hard_sigmoid hard_silu hard_swish hard_tanh "
     "leaky_relu linear log_sigmoid log_softmax mish relu relu6 selu sigmoid silu soft_shrink "
     "softmax softplus softsign sparse_plus sparsemax squareplus swish tanh tanh_shrink "
-    "threshold".split()
+    "threshold"
 )
+ACTIVATIONS = frozenset(_FUNCTIONS.split())
 _FORMATS = {"th": "channels_first", "tf": "channels_last"}
 _SPATIAL = re.compile(
     r".*(Conv\w*|Pooling|Padding|Cropping|UpSampling|SpatialDropout)[123]D(Transpose)?$"
@@ -194,9 +195,7 @@ def _input(name: str, config: Config, notes: Notes, path: str) -> tuple[str, Con
     return name, {"name": config.get("name"), "batch_shape": shape, "dtype": config.get("dtype")}
 
 
-def _batch_normalization(
-    name: str, config: Config, notes: Notes, path: str
-) -> tuple[str, Config]:
+def _batch_normalization(name: str, config: Config, notes: Notes, path: str) -> tuple[str, Config]:
     axis = config.get("axis", -1)
     if isinstance(axis, list):
         if len(axis) != 1:
@@ -273,10 +272,8 @@ def _sides(name: str, config: Config, notes: Notes, path: str) -> tuple[str, Con
     """Padding of Keras 1: (1, 2), (top, bottom, left, right) or a dictionary of sides."""
     value = config.get("padding")
     if isinstance(value, dict):
-        keys = ("top_pad", "bottom_pad", "left_pad", "right_pad")
-        if name == "ZeroPadding1D":
-            keys = keys[2:]
-        value = [value.get(key, 0) for key in keys]
+        sides = ("left", "right") if name == "ZeroPadding1D" else ("top", "bottom", "left", "right")
+        value = [value.get(f"{side}_pad", 0) for side in sides]
     if name == "ZeroPadding2D" and isinstance(value, list) and len(value) == 4:
         value = [value[:2], value[2:]]
     return name, {**config, "padding": value}

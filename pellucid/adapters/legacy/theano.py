@@ -46,7 +46,7 @@ class _Padded:
 
     def __init__(self, **kwargs: Any) -> None:
         self.theano_padding = kwargs.pop("padding")
-        super().__init__(padding="valid", **kwargs)
+        super().__init__(padding="valid", **kwargs)  # type: ignore[call-arg]
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments."""
@@ -71,7 +71,8 @@ class _Padded:
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Return the shape of the cut result."""
         first = self.data_format == "channels_first"  # type: ignore[attr-defined]
-        wide = [n and n + 2 * p for n, p in zip(self._spatial(input_shape), self._pads(), strict=True)]
+        both = zip(self._spatial(input_shape), self._pads(), strict=True)
+        wide = [n and n + 2 * p for n, p in both]
         shape = (*input_shape[:2], *wide) if first else (input_shape[0], *wide, input_shape[-1])
         out = list(super().compute_output_shape(shape))  # type: ignore[misc]
         for axis, size in enumerate(self._sizes(input_shape), 2 if first else 1):
@@ -85,7 +86,7 @@ class _Padded:
         return _cut(y, self._sizes(x.shape), order)
 
 
-class _Pooled(keras.layers.Layer):
+class _Pooled(keras.layers.Layer):  # type: ignore[misc]
     maximum = True
     rank = 2
 

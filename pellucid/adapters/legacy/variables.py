@@ -130,7 +130,8 @@ def _recurrent(kind: str, config: Config, shape: Shape | None) -> dict[str, Shap
     units, gates = config.get("units"), _GATES[kind]
     wide = _times(gates, units)
     bias: Shape = (2, wide) if kind == "GRU" and config.get("reset_after", True) else (wide,)
-    table = {"kernel": (shape[-1] if shape else None, wide), "recurrent_kernel": (units, wide)}
+    inputs = shape[-1] if shape else None
+    table: dict[str, Shape] = {"kernel": (inputs, wide), "recurrent_kernel": (units, wide)}
     return _with_bias(table, config, *bias)
 
 

@@ -18,7 +18,7 @@ from pellucid.adapters.legacy.config import children, inner_model, leaves
 from pellucid.adapters.legacy.model import Config, Notes, Stored
 from pellucid.adapters.legacy.variables import FROZEN, fits, variables
 
-__all__ = ["assign", "assign_store", "flipped"]
+__all__ = ["Found", "assemble", "assign", "complete", "flipped", "takes_weights"]
 
 Array = NDArray[Any]
 Found = dict[str, dict[str, Array]]
@@ -46,10 +46,10 @@ def assign(groups: Sequence[tuple[str, list[Stored]]], config: Config, notes: No
             if inside in found:
                 raise notes.fault(f"layer {inside!r}", "the file holds its weights twice.")
             found[inside] = assemble(leaf, arrays, notes, inside)
-    return _complete(found, layers, notes)
+    return complete(found, layers, notes)
 
 
-def _complete(found: Found, layers: list[Config], notes: Notes) -> Found:
+def complete(found: Found, layers: list[Config], notes: Notes) -> Found:
     """Check that no layer that needs weights is without, and return them in layer order."""
     ordered: Found = {}
     for path, layer in leaves(layers):
@@ -63,8 +63,10 @@ def _complete(found: Found, layers: list[Config], notes: Notes) -> Found:
         for name, array in arrays.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 count = int(np.sum(~np.isfinite(array)))
-                notes.warn(f"layer {path!r}: {count} of {array.size} values of {name!r} are not "
-                           "finite numbers; the weights are damaged or training diverged")  # fmt: skip
+                notes.warn(
+                    f"layer {path!r}: {count} of {array.size} values of {name!r} are not finite "
+                    "numbers; the weights are damaged or training diverged"
+                )
     return ordered
 
 
@@ -72,13 +74,13 @@ def _matched(
     groups: list[tuple[str, list[Stored]]], layers: list[Config], notes: Notes
 ) -> list[tuple[str, Config, list[Stored]]]:
     """Pair groups with layers: by name, among the nested ones too; else by order."""
-    old = {new: old for new, old in notes.renamed.items()}
+    old = notes.renamed
     by_name = {old.get(layer["name"], layer["name"]): (layer["name"], layer) for layer in layers}
     for path, layer in leaves(layers):
         by_name.setdefault(old.get(layer["name"], layer["name"]), (path, layer))
     if all(name in by_name for name, _ in groups):
         return [(*by_name[name], stored) for name, stored in groups]
-    takers = [layer for layer in layers if _takes_weights(layer)]
+    takers = [layer for layer in layers if takes_weights(layer)]
     unknown = [name for name, _ in groups if name not in by_name]
     if len(takers) != len(groups):
         raise notes.fault(
@@ -93,9 +95,10 @@ def _matched(
     ]
 
 
-def _takes_weights(layer: Config) -> bool:
+def takes_weights(layer: Config) -> bool:
+    """Whether a layer holds variables, as far as can be known."""
     if inner_model(layer):
-        return any(_takes_weights(inner) for inner in children(layer))
+        return any(takes_weights(inner) for inner in children(layer))
     return bool(variables(layer)) or "custom" in layer
 
 
@@ -165,7 +168,7 @@ def assemble(layer: Config, stored: list[Stored], notes: Notes, path: str) -> di
     if kind == "TimeDistributed":
         return assemble(layer["config"]["layer"], stored, notes, path)
     if kind == "Bidirectional":
-        half, found = len(stored) // 2, {}
+        half, found = len(stored) // 2, dict[str, Array]()
         for side, part in (("forward", stored[:half]), ("backward", stored[half:])):
             inner = assemble(layer["config"]["layer"], part, notes, path)
             found |= {f"{side}.{name}": array for name, array in inner.items()}
@@ -319,87 +322,3 @@ def _infer(layer: Config, arrays: dict[str, Array], notes: Notes) -> None:
         if len(shape) > 1 and 1 in shape:
             config["shared_axes"] = [axis + 1 for axis, size in enumerate(shape) if size == 1]
             notes.translate(f"shared_axes of {kind} is inferred from the shape of its weights")
-
-
-# ---- Keras-3 stores ------------------------------------------------------------------------------
-
-# Attributes of composite layers, in the order of their variables.
-_PARTS = {
-    "Bidirectional": (("forward_layer", "forward."), ("backward_layer", "backward.")),
-    "MultiHeadAttention": tuple(
-        (f"{part}_dense", f"{part}.") for part in ("query", "key", "value", "output")
-    ),
-}
-
-
-def assign_store(store: dict[str, Array], config: Config, notes: Notes) -> Found:
-    """Distribute the arrays of a Keras-3 weights store over the layers of the architecture.
-
-    Layers stand there under their class and a running number, `layers/conv2d_1/vars/0`.
-    """
-    left = {path: array for path, array in store.items() if "seed_generator" not in path}
-    found: Found = {}
-    _store_model(config, "", "", left, found, notes)
-    if left:
-        raise notes.fault(
-            next(iter(left)), "the architecture has no layer for this array; it does not belong to "
-            f"these weights ({len(left)} arrays are left over)."
-        )  # fmt: skip
-    return _complete(found, config["config"]["layers"], notes)
-
-
-def _store_model(
-    model: Config, prefix: str, path: str, left: dict[str, Array], found: Found, notes: Notes
-) -> None:
-    """Take a model's arrays out of `left`."""
-    old = f"{prefix}_layer_checkpoint_dependencies/"
-    dense = any(key.startswith(old) for key in left)  # TensorFlow 2.12 to 2.14 count layers twice
-    root = old if dense else f"{prefix}layers/"
-    present = sorted({key[len(root) :].split("/")[0] for key in left if key.startswith(root)})
-    counts: dict[str, int] = {}
-    for layer in model["config"]["layers"]:
-        base = _snake(layer["class_name"].removeprefix("Theano"))
-        number = counts.get(base, 0)
-        name = f"{base}_{number}" if number else base
-        if dense:
-            names = sorted((n for n in present if re.fullmatch(rf"{base}(_\d+)?", n)), key=_number)
-            takes = _takes_weights(layer)
-            name = names[number] if takes and number < len(names) else ""
-            counts[base] = number + int(takes)
-        else:
-            counts[base] = number + 1
-        if not name:
-            continue
-        place, inside = f"{root}{name}/", path + layer["name"]
-        inner = inner_model(layer)
-        if inner is not None:
-            own = place if inner is layer else f"{place}layer/"
-            _store_model(inner, own, inside + "/", left, found, notes)
-            continue
-        taken = sorted((key for key in left if key.startswith(place)), key=_natural)
-        stored = [Stored(key[len(place) :], left.pop(key)) for key in taken]
-        if stored:
-            found[inside] = _store_leaf(layer, stored, notes, inside)
-
-
-def _store_leaf(layer: Config, stored: list[Stored], notes: Notes, path: str) -> dict[str, Array]:
-    parts = _PARTS.get(layer["class_name"], ())
-    if parts:
-        ranks = {attribute: rank for rank, (attribute, _) in enumerate(parts)}
-        stored = sorted(stored, key=lambda s: ranks.get(s.name.split("/")[0].lstrip("_"), 99))
-    return assemble(layer, stored, notes, path)
-
-
-def _snake(name: str) -> str:
-    name = re.sub(r"\W+", "", name.split(">")[-1])
-    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
-    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
-
-
-def _number(name: str) -> int:
-    match = re.search(r"_(\d+)$", name)
-    return int(match[1]) if match else 0
-
-
-def _natural(key: str) -> list[Any]:
-    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", key)]
