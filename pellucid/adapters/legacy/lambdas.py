@@ -20,6 +20,7 @@ from pellucid.adapters.legacy.model import Need
 
 __all__ = ["BytecodeError", "function_of"]
 
+_RESUME = {151: "Python 3.11 or 3.12", 149: "Python 3.13", 128: "Python 3.14"}
 _CODE = 0xE3  # a code object, remembered for references
 
 
@@ -103,8 +104,8 @@ def _foreign(data: bytes) -> str | None:
             if name:
                 return _other(name)
             first = data[place + 5]
-            modern = {dis.opmap["RESUME"], dis.opmap["COPY_FREE_VARS"], dis.opmap["MAKE_CELL"]}
-            return None if first in modern else _other("an older or newer Python")
+            starts = {dis.opmap["RESUME"], dis.opmap["COPY_FREE_VARS"], dis.opmap["MAKE_CELL"]}
+            return None if first in starts else _other(_RESUME.get(first, "Python 3.7 or older"))
     return _other("another Python")
 
 

@@ -276,14 +276,14 @@ OPERATIONS |= {
 
 # Keras 3 saves the class of an operation; its function is the same name in lower case.
 _KERAS = (
-    "Abs Absolute Add Arccos Arcsin Arctan Argmax Argmin AveragePool BroadcastTo Cast Ceil Celu "
-    "Clip Concatenate Cos Divide Elu Equal Erf Exp ExpandDims Expm1 Flip Floor FloorDivide Gelu "
-    "Greater GreaterEqual HardSigmoid HardSilu HardTanh LeakyRelu Less LessEqual Log Log1p LogSoftmax "
-    "LogicalAnd LogicalNot LogicalOr Matmul Max MaxPool Maximum Mean Min Minimum Mod Moveaxis "
-    "Multiply Negative Normalize NotEqual OnesLike Pad Power Prod Ravel Reciprocal Relu Relu6 "
-    "Repeat Reshape Roll Round Rsqrt Selu Sigmoid Sign Silu Sin Softmax Softplus Softsign Split "
-    "Sqrt Square Squeeze Stack Std Subtract Sum Swapaxes Take Tanh Tile Transpose TrueDivide Unstack Var Where "
-    "ZerosLike"
+    "Abs Absolute Add Arccos Arcsin Arctan Argmax Argmin AveragePool BroadcastTo Cast Ceil "
+    "Celu Clip Concatenate Cos Divide Elu Equal Erf Exp ExpandDims Expm1 Flip Floor "
+    "FloorDivide Gelu Greater GreaterEqual HardSigmoid HardSilu HardTanh LeakyRelu Less "
+    "LessEqual Log Log1p LogSoftmax LogicalAnd LogicalNot LogicalOr Matmul Max MaxPool "
+    "Maximum Mean Min Minimum Mod Moveaxis Multiply Negative Normalize NotEqual OnesLike Pad "
+    "Power Prod Ravel Reciprocal Relu Relu6 Repeat Reshape Roll Round Rsqrt Selu Sigmoid Sign "
+    "Silu Sin Softmax Softplus Softsign Split Sqrt Square Squeeze Stack Std Subtract Sum "
+    "Swapaxes Take Tanh Tile Transpose TrueDivide Unstack Var Where ZerosLike"
 )
 
 
