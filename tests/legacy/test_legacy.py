@@ -23,9 +23,7 @@ tf = pytest.importorskip("tensorflow")
 HERE = Path(__file__).parent / "cases"
 _MORE = os.environ.get("PELLUCID_LEGACY_CASES")
 _FOLDERS = [HERE, *([Path(_MORE)] if _MORE else [])]
-CASES = {
-    path.name: path for root in _FOLDERS for path in sorted(root.iterdir()) if path.is_dir()
-}
+CASES = {path.name: path for root in _FOLDERS for path in sorted(root.iterdir()) if path.is_dir()}
 GOOD = [name for name in CASES if not name.startswith("bad_")]
 
 # Served by TensorFlow's own loader, as they hold a graph and no layers.
@@ -52,9 +50,8 @@ def open_case(name: str, **options: Any) -> LegacyModel:
 
 
 def build_case(name: str) -> tuple[LegacyModel, Any]:
-    from tests.legacy.custom import LAMBDAS, OBJECTS
-
     from pellucid.adapters.legacy.build import build
+    from tests.legacy.custom import LAMBDAS, OBJECTS
 
     legacy = open_case(name)
     return legacy, build(legacy, custom_objects=OBJECTS, replace=LAMBDAS.get(name))

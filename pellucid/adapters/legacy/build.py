@@ -299,23 +299,23 @@ def _arguments(cls: type) -> frozenset[str]:
 
 def _targets(layer: Any, arrays: Mapping[str, Any]) -> list[Any]:
     """Return a layer's variables in the order of its arrays."""
-    stored = [name.split("/") for name in arrays]
-    if stored and all(len(parts) > 1 and parts[-2] == "vars" for parts in stored):
-        found = [_by_attributes(layer, parts) for parts in stored]
-        if all(variable is not None for variable in found):
-            return found
+    found = [_by_attributes(layer, name.split("/")) for name in arrays]
+    if all(v is not None for v in found) and len({id(v) for v in found}) == len(found):
+        return found
     own = layer.trainable_weights + layer.non_trainable_weights
     own = own if type(layer).__module__.startswith("keras.") is False else layer.weights
     return [v for v in own if not (v.name == "count" and hasattr(layer, "finalize_state"))]
 
 
 def _by_attributes(layer: Any, parts: list[str]) -> Any:
-    """Find the variable that a Keras-3 store calls `dense/vars/0`."""
-    for part in parts[:-2]:
+    """Find the variable that a file names by attributes: `dense/vars/0` or `cell/kernel`."""
+    numbered = len(parts) > 1 and parts[-2] == "vars" and parts[-1].isdigit()
+    for part in parts[:-2] if numbered else parts:
         layer = getattr(layer, part, None)
-    own = getattr(layer, "_trainable_variables", []) + getattr(
-        layer, "_non_trainable_variables", []
-    )
+    if not numbered:
+        return layer if isinstance(layer, keras.Variable) else None
+    own = getattr(layer, "_trainable_variables", [])
+    own = own + getattr(layer, "_non_trainable_variables", [])
     return own[int(parts[-1])] if int(parts[-1]) < len(own) else None
 
 

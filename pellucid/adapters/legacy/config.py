@@ -92,7 +92,16 @@ def normalise(raw: Config, notes: Notes) -> Config:
             if name and name not in MODELS
             else "there is no list of layers; this is not the architecture of a Keras model.",
         )
-    return _Reader(notes).model(raw, "model", "")
+    return _Reader(notes).model(_untupled(raw), "model", "")
+
+
+def _untupled(value: Any) -> Any:
+    """Turn tuples, which tf.keras saves as dictionaries, into lists."""
+    if isinstance(value, dict):
+        if value.get("class_name") == "__tuple__":
+            return [_untupled(item) for item in value.get("items", [])]
+        return {key: _untupled(item) for key, item in value.items()}
+    return [_untupled(item) for item in value] if isinstance(value, list) else value
 
 
 class _Reader:

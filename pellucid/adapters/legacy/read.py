@@ -25,6 +25,12 @@ from pellucid.adapters.legacy.files import (
 )  # fmt: skip
 from pellucid.adapters.legacy.model import Config, LegacyModel, Notes, Producer, Stored, fault
 from pellucid.adapters.legacy.store import assign_store
+from pellucid.adapters.legacy.tensorflow import (
+    Checkpoint,
+    assign_checkpoint,
+    open_saved_model,
+    prefix_of,
+)
 from pellucid.adapters.legacy.weights import assign
 
 __all__ = ["Architecture", "read"]
@@ -42,7 +48,8 @@ def read(
 
     Parameters
     ----------
-    path : a whole model (HDF5 or `.keras`), an architecture (JSON or YAML) or weights.
+    path : a whole model (HDF5, `.keras`, or a SavedModel of tf.keras), an architecture (JSON or
+        YAML), or weights (HDF5, Keras 3's or a TensorFlow checkpoint).
     weights : the HDF5 file with the weights, where `path` is an architecture.
     architecture : where `path` holds weights only: a JSON or YAML file, a configuration, a Keras
         model, or a function that returns one.
@@ -57,6 +64,7 @@ def read(
     ------
     LoadError : the file is missing, damaged, hostile, or something that cannot be brought over;
         the message names the file, the place in it and the reason.
+    UnsupportedError : a SavedModel that holds a graph of operations and no Keras layers.
 
     Examples
     --------
@@ -67,6 +75,14 @@ def read(
     path = Path(path)
     name = str(path)
     with guarded(name, "file"):
+        if (path / "saved_model.pb").is_file():
+            return _normal(name, _from_saved_model(path), backend)
+        if prefix := prefix_of(path):
+            source = _Source("TensorFlow checkpoint", name)
+            source.version, source.checkpoint = "2.2.4-tf", Checkpoint(prefix)
+            if architecture is None:
+                raise fault(name, "", "this checkpoint holds weights only; give architecture=.")
+            return _normal(name, _with_architecture(source, architecture), backend)
         kind = kind_of(path)
         if kind == "hdf5":
             source = _from_h5(path, architecture)
@@ -91,6 +107,8 @@ class _Source:
         self.raw: Config | None = None
         self.groups: list[tuple[str, list[Stored]]] | None = None
         self.store: dict[str, Any] | None = None
+        self.checkpoint: Checkpoint | None = None
+        self.architecture_version: str | None = None
         self.version = self.backend = ""
         self.date: str | None = None
         self.objects: dict[str, Any] = {}
@@ -163,6 +181,15 @@ def _from_zip(path: Path, architecture: Architecture | None) -> _Source:
     return _with_architecture(source, architecture) if architecture is not None else source
 
 
+def _from_saved_model(path: Path) -> _Source:
+    source = _Source("SavedModel", str(path))
+    source.raw, source.checkpoint, version = open_saved_model(path)
+    number = Producer("", version, "", "", "").number
+    own = source.raw.get("keras_version")
+    source.version = str(own or ("2.2.4-tf" if number < (2, 1) else f"{version}-tf"))
+    return source
+
+
 def _with_architecture(source: _Source, architecture: Architecture) -> _Source:
     if isinstance(architecture, (str, Path)):
         path = Path(architecture)
@@ -177,7 +204,7 @@ def _with_architecture(source: _Source, architecture: Architecture) -> _Source:
         raise fault(source.path, "architecture", "it is no built Keras model and no function that "
                     "returns one.")  # fmt: skip
     raw = {"class_name": type(model).__name__, "config": model.get_config()}
-    source.raw, source.architecture_version = raw, "3.0.0"  # type: ignore[attr-defined]
+    source.raw, source.architecture_version = raw, "3.0.0"
     source.objects = {
         type(layer).__name__: type(layer)
         for layer in _flat(model)
@@ -198,13 +225,15 @@ def _normal(name: str, source: _Source, backend: str | None) -> LegacyModel:
     notes = Notes(name, producer)
     for sentence in source.warnings:
         notes.warn(sentence)
-    own = getattr(source, "architecture_version", None)
+    own = source.architecture_version
     # Present-day code describes an old file: its spelling is new, its numbers are old.
     notes.producer = replace(producer, version=own, library="keras 3") if own else producer
     config = normalise(raw, notes)
     notes.producer = producer
     notes.path = source.path
-    if source.store is not None:
+    if source.checkpoint is not None:
+        found = assign_checkpoint(source.checkpoint, config, notes)
+    elif source.store is not None:
         found = assign_store(source.store, config, notes)
     else:
         found = assign(source.groups or [], config, notes)
