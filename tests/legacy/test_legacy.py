@@ -50,8 +50,9 @@ def open_case(name: str, **options: Any) -> LegacyModel:
 
 
 def build_case(name: str) -> tuple[LegacyModel, Any]:
+    from legacy_custom import LAMBDAS, OBJECTS
+
     from pellucid.adapters.legacy.build import build
-    from tests.legacy.custom import LAMBDAS, OBJECTS
 
     legacy = open_case(name)
     return legacy, build(legacy, custom_objects=OBJECTS, replace=LAMBDAS.get(name))

@@ -11,8 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from pellucid.adapters.legacy import channels_first, theano
 from pellucid.adapters.legacy import layers as lost
-from pellucid.adapters.legacy import theano
 from pellucid.adapters.legacy.calls import Graph, Named
 from pellucid.adapters.legacy.config import leaves
 from pellucid.adapters.legacy.lambdas import BytecodeError, function_of
@@ -23,7 +23,7 @@ from pellucid.errors import LoadError, PellucidError
 
 __all__ = ["build"]
 
-_OWN = lost.LAYERS | theano.LAYERS
+_OWN = lost.LAYERS | theano.LAYERS | channels_first.LAYERS
 for _name, _function in (lost.ACTIVATIONS | _OWN).items():
     keras.saving.register_keras_serializable(package="pellucid", name=_name)(_function)
 
@@ -144,6 +144,9 @@ class _Builder:
         )
 
     def _known(self, kind: str, config: Config, path: str) -> Any:
+        first = config.get("data_format") == "channels_first"
+        if first and self.source.producer.library != "keras 3":
+            kind = f"ChannelsFirst{kind}" if f"ChannelsFirst{kind}" in _OWN else kind
         cls = _OWN.get(kind) or getattr(keras.layers, kind, None)
         if cls is None:
             raise self.fault(

@@ -141,7 +141,7 @@ def _one(kind: str) -> Callable[..., Any]:
 
 
 _BINARY = {
-    "add": "add", "subtract": "subtract", "multiply": "multiply", "divide": "divide",
+    "subtract": "subtract", "multiply": "multiply", "divide": "divide",
     "truediv": "true_divide", "maximum": "maximum", "minimum": "minimum", "pow": "power",
     "floordiv": "floor_divide", "mod": "mod", "squared_difference": "squared_difference",
     "greater": "greater", "less": "less", "greater_equal": "greater_equal",
@@ -163,7 +163,9 @@ _REDUCTIONS = {
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "__operators__.getitem": lambda o, x, slice_spec, **_: x[slices(slice_spec)],
-    "__operators__.add": _two("add"), "__operators__.sub": _two("subtract"),
+    # `keras.ops.add` mistakes the axis of some vectors.
+    **dict.fromkeys(("add", "math.add", "__operators__.add"), lambda o, x, y, **_: x + y),
+    "__operators__.sub": _two("subtract"),
     "nn.relu": lambda o, features, **_: o.relu(features),
     "nn.relu6": lambda o, features, **_: o.relu6(features),
     "nn.leaky_relu": lambda o, features, alpha=0.2, **_: o.leaky_relu(features, alpha),

@@ -12,6 +12,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from pellucid.adapters.legacy import channels_first
+
 __all__ = ["LAYERS"]
 
 Tensor = Any
@@ -121,14 +123,22 @@ class _Pooled(keras.layers.Layer):  # type: ignore[misc]
         return pooled(x, 0.0) / pooled(ops.ones_like(x), 0.0)  # what lies outside is not counted
 
 
-_CONVOLUTIONS = ("Conv1D", "Conv2D", "Conv3D", "DepthwiseConv2D", "SeparableConv2D")
+_BASES = {name: getattr(keras.layers, name) for name in (
+    "Conv1D", "Conv2D", "Conv3D", "DepthwiseConv2D", "SeparableConv2D"
+)}  # fmt: skip
 LAYERS: dict[str, type[keras.layers.Layer]] = {
-    f"Theano{name}": type(f"Theano{name}", (_Padded, getattr(keras.layers, name)), {})
-    for name in _CONVOLUTIONS
-} | {
-    f"Theano{kind}Pooling{rank}D": type(
-        f"Theano{kind}Pooling{rank}D", (_Pooled,), {"maximum": kind == "Max", "rank": rank}
-    )
-    for kind in ("Max", "Average")
-    for rank in (1, 2, 3)
+    **{f"Theano{name}": type(name, (_Padded, base), {}) for name, base in _BASES.items()},
+    **{
+        f"ChannelsFirstTheano{name}": type(
+            name, (_Padded, channels_first.LAYERS[f"ChannelsFirst{name}"]), {}
+        )
+        for name in _BASES
+    },
+    **{
+        f"Theano{kind}Pooling{rank}D": type(
+            f"{kind}Pooling{rank}D", (_Pooled,), {"maximum": kind == "Max", "rank": rank}
+        )
+        for kind in ("Max", "Average")
+        for rank in (1, 2, 3)
+    },
 }
