@@ -15,6 +15,7 @@ from pellucid.adapters.legacy import channels_first, theano
 from pellucid.adapters.legacy import layers as lost
 from pellucid.adapters.legacy.calls import Graph, Named
 from pellucid.adapters.legacy.config import leaves
+from pellucid.adapters.legacy.files import guarded
 from pellucid.adapters.legacy.lambdas import BytecodeError, function_of
 from pellucid.adapters.legacy.model import Config, LegacyModel, Need, fault
 from pellucid.adapters.legacy.spelling import ACTIVATIONS, MODELS
@@ -57,8 +58,8 @@ def build(
     """
     objects = {**model.objects, **(custom_objects or {})}
     objects |= {name.split(">")[-1]: value for name, value in objects.items()}
-    builder = _Builder(model, objects, dict(replace or {}), allow_code)
-    with keras.saving.CustomObjectScope(objects):
+    with guarded(model.path, "model"), keras.saving.CustomObjectScope(objects):
+        builder = _Builder(model, objects, dict(replace or {}), allow_code)
         built = builder.model(model.config, "")
         builder.assign()
     return built

@@ -356,6 +356,8 @@ class _Wiring:
         if isinstance(value, list):
             if len(value) >= 3 and isinstance(value[0], str) and isinstance(value[1], int):
                 if value[0] == _CONSTANT:
+                    if any(tensors(value[2])):
+                        raise self.notes.fault(self.inside.strip("/"), "a constant is a tensor.")
                     return value[2]
                 if value[0] in self.layers and isinstance(value[2], int):
                     return self._reference(value)
