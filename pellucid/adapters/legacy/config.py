@@ -13,7 +13,7 @@ from typing import Any
 from pellucid.adapters.legacy.known import KERAS_LAYERS
 from pellucid.adapters.legacy.model import Config, Need, Notes
 from pellucid.adapters.legacy.operations import OPERATIONS, operation_of
-from pellucid.adapters.legacy.spelling import MODELS, RECURRENT, respell
+from pellucid.adapters.legacy.spelling import MODELS, RECURRENT, familiar, respell
 
 __all__ = ["children", "history", "inner_model", "is_model", "leaves", "normalise", "tensors"]
 
@@ -160,6 +160,11 @@ class _Reader:
         if kind == "Lambda":
             return {"class_name": kind, "name": name, "config": self.lambda_(config, name, path)}
         registered = ">" in raw["class_name"] + str(raw.get("registered_name"))
+        if known := familiar(kind, config):
+            self.notes.translate(f"{kind} is taken for that of Keras's applications")
+            return {"class_name": known, "name": name, "config": {"name": name} if (
+                known == "Identity") else {"name": name, "dtype": "float32",
+                "projection_dim": config["projection_dim"]}}  # fmt: skip
         if registered or kind not in KERAS_LAYERS:
             self.notes.need(Need(path, kind, "layer", kind))
             config = {k: v for k, v in config.items() if k not in _INPUT_KEYS}

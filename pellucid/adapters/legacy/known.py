@@ -32,4 +32,5 @@ _BUILT_IN = (
     "ZeroPadding3D"
 )
 
-KERAS_LAYERS = frozenset(CLASSES) | LOST | frozenset(_BUILT_IN.split())
+# LayerScale is many an author's own: `spelling.familiar` tells the one that is meant.
+KERAS_LAYERS = frozenset(CLASSES) | LOST - {"LayerScale"} | frozenset(_BUILT_IN.split())

@@ -98,6 +98,21 @@ def _shared(shape: Shape, axes: Any) -> tuple[int, ...]:
     return tuple(1 if i in (axes or ()) else n for i, n in enumerate(shape) if i)
 
 
+class LayerScale(_Lost):
+    """ConvNeXt's learned factor of each channel."""
+
+    defaults: ClassVar[dict[str, Any]] = {"projection_dim": 1}
+
+    def build(self, shape: Shape) -> None:
+        """Create the variable."""
+        self.gamma = self.weight("gamma", (self.projection_dim,))
+        self.built = True
+
+    def call(self, x: Tensor) -> Tensor:
+        """Apply the layer."""
+        return x * self.gamma
+
+
 class MaxoutDense(_Lost):
     """The largest of several dense layers, for each unit."""
 
@@ -352,8 +367,8 @@ def _filled(value: Any, tensors: list[Tensor]) -> Any:
 LAYERS: dict[str, type[keras.layers.Layer]] = {
     layer.__name__: layer
     for layer in (
-        BatchStatistics, Deconvolution2D, Highway, LegacyUpSampling2D, LocallyConnected1D,
-        LocallyConnected2D, MaxoutDense, MergeCosine, MergeDot, Operation, ParametricSoftplus,
+        BatchStatistics, Deconvolution2D, Highway, LayerScale, LegacyUpSampling2D,
+        LocallyConnected1D, LocallyConnected2D, MaxoutDense, MergeCosine, MergeDot, Operation, ParametricSoftplus,
         SReLU, SampleNormalization, ThresholdedReLU,
     )
 }  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 
 from pellucid.adapters.legacy.model import Config, Need, Notes
 
-__all__ = ["ACTIVATIONS", "CLASSES", "LOST", "MODELS", "RECURRENT", "respell"]
+__all__ = ["ACTIVATIONS", "CLASSES", "LOST", "MODELS", "RECURRENT", "familiar", "respell"]
 
 MODELS = frozenset({"Sequential", "Functional", "Model", "Container"})
 RECURRENT = frozenset({"LSTM", "GRU", "SimpleRNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", "RNN"})
@@ -45,7 +45,8 @@ CLASSES = {
 LOST = frozenset({
     "Deconvolution2D", "Highway", "LegacyUpSampling2D", "LocallyConnected1D", "LocallyConnected2D",
     "MaxoutDense", "MergeCosine", "MergeDot", "BatchStatistics", "SampleNormalization",
-    "ParametricSoftplus", "SReLU", "ThresholdedReLU", "Operation", "TheanoConv1D", "TheanoConv2D",
+    "ParametricSoftplus", "SReLU", "LayerScale", "ThresholdedReLU", "Operation", "TheanoConv1D",
+    "TheanoConv2D",
     "TheanoConv3D", "TheanoSeparableConv2D", "TheanoDepthwiseConv2D", "TheanoMaxPooling1D",
     "TheanoMaxPooling2D", "TheanoMaxPooling3D", "TheanoAveragePooling1D",
     "TheanoAveragePooling2D", "TheanoAveragePooling3D",
@@ -72,7 +73,8 @@ _OBSOLETE = frozenset({
     "time_major", "batch_size", "autocast", "fused", "virtual_batch_size", "renorm_clipping",
     "renorm_momentum", "synchronized", "seed", "quantization_config", "zero_output_for_mask",
     "lora_rank", "lora_alpha", "cell_class", "query_shape", "key_shape", "value_shape",
-    "flash_attention", "experimental_run_tf_function", "could_use_gpu_kernel",
+    "flash_attention", "experimental_run_tf_function", "could_use_gpu_kernel", "rng_type",
+    "force_generator",
 })  # fmt: skip
 _ARGUMENT_WINS = {"Embedding": {"input_dim"}, "MultiHeadAttention": {"dropout"}}
 
@@ -326,6 +328,20 @@ _SPECIAL: dict[str, Callable[[str, Config, Notes, str], tuple[str, Config]]] = {
     "ParametricSoftplus": _lost, "ThresholdedReLU": _lost, "LocallyConnected1D": _lost,
     "LocallyConnected2D": _lost,
 }  # fmt: skip
+
+# Custom layers of Keras's own applications, known by their arguments as well as by name.
+_FAMILIAR = {
+    "LayerScale": ({"init_values", "projection_dim"}, "LayerScale"),
+    "StochasticDepth": ({"drop_path_rate"}, "Identity"),
+    "FixedDropout": ({"rate", "noise_shape"}, "Identity"),
+}
+
+
+def familiar(name: str, config: Config) -> str | None:
+    """Return the class to build for a custom layer of `keras.applications`, `None` for others."""
+    arguments, new = _FAMILIAR.get(name, (set(), None))
+    return new if new and arguments <= set(config) else None
+
 
 _PADDED = re.compile(r"(Conv[123]D|SeparableConv2D|DepthwiseConv2D|(Max|Average)Pooling[123]D)$")
 

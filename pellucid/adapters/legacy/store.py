@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pellucid.adapters.legacy.config import inner_model
 from pellucid.adapters.legacy.model import Config, Notes, Stored
-from pellucid.adapters.legacy.weights import Found, assemble, complete, takes_weights
+from pellucid.adapters.legacy.weights import Found, assemble, complete, is_state, takes_weights
 
 __all__ = ["assign_store"]
 
@@ -33,7 +33,7 @@ def assign_store(store: dict[str, Array], config: Config, notes: Notes) -> Found
 
     Layers stand there under their class and a running number, `layers/conv2d_1/vars/0`.
     """
-    left = {path: array for path, array in store.items() if "seed_generator" not in path}
+    left = {path: array for path, array in store.items() if not is_state(Stored(path, array))}
     found: Found = {}
     _store_model(config, "", "", left, found, notes)
     if left:
@@ -74,6 +74,8 @@ def _store_model(
             continue
         taken = sorted((key for key in left if key.startswith(place)), key=_natural)
         stored = [Stored(key[len(place) :], left.pop(key)) for key in taken]
+        if layer["class_name"].startswith("Random") or layer["class_name"] == "Dropout":
+            continue  # what they hold is the state of their random generator
         if stored:
             found[inside] = _store_leaf(layer, stored, notes, inside)
 

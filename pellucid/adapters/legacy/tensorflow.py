@@ -143,6 +143,10 @@ class Checkpoint:
             return np.asarray(bits.view(np.float32).reshape(shape))
         return np.frombuffer(raw, kind).reshape(shape)
 
+    def weighs(self, node: int) -> bool:
+        """Whether an object owns more than the state of a random generator."""
+        return any("_generator/" not in f"{path}/" for path in self.owned(node))
+
     def owned(self, node: int) -> dict[str, str]:
         """Return the variables under an object: attribute path to array key."""
         found: dict[str, str] = {}
@@ -259,14 +263,19 @@ def _assign(
 ) -> None:
     children = checkpoint.objects[node].children
     takers = [layer for layer in model["config"]["layers"] if takes_weights(layer)]
-    count = sum(name.startswith("layer_with_weights-") for name in children)
+    places = {
+        int(name.rsplit("-", 1)[1]): node
+        for name, node in children.items()
+        if name.startswith("layer_with_weights-") and checkpoint.weighs(node)
+    }
+    count = len(places)
     if count != len(takers):
         raise notes.fault(
             path.strip("/"), f"the checkpoint has weights for {count} layers, the architecture has "
             f"{len(takers)} layers with weights."
         )  # fmt: skip
-    for index, layer in enumerate(takers):
-        inside, child = path + layer["name"], children[f"layer_with_weights-{index}"]
+    for (_, child), layer in zip(sorted(places.items()), takers, strict=True):
+        inside = path + layer["name"]
         if inner := inner_model(layer):
             if inner is not layer:
                 child = checkpoint.objects[child].children["layer"]
@@ -285,7 +294,7 @@ def _find(name: str, owned: dict[str, str], path: str, notes: Notes) -> str:
     part, _, last = name.rpartition(".")
     for attribute, key in owned.items():
         own = attribute.split("/")[-1]
-        fits = own == last or (last == "kernel" and own == "depthwise_kernel")
+        fits = own in (last, f"adapt_{last}", f"depthwise_{last}")
         if fits and (not part or f"/{attribute}".replace("/_", "/").startswith(f"/{part}_")):
             return key
     raise notes.fault(f"layer {path!r}", f"the checkpoint lacks its {name!r}.")

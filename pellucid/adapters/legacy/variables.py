@@ -206,6 +206,10 @@ def _local(kind: str, config: Config, shape: Shape | None) -> dict[str, Shape]:
     return _with_bias({"kernel": (None, None, filters)}, config, *bias)
 
 
+def _scale(kind: str, config: Config, shape: Shape | None) -> dict[str, Shape]:
+    return {"gamma": (config.get("projection_dim"),)}
+
+
 _TABLE: dict[str, Callable[[str, Config, Shape | None], dict[str, Shape]]] = {
     **dict.fromkeys(
         ("Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"),
@@ -225,5 +229,5 @@ _TABLE: dict[str, Callable[[str, Config, Shape | None], dict[str, Shape]]] = {
     "SReLU": _like_input("t_left", "a_left", "t_right", "a_right"),
     "ParametricSoftplus": _like_input("alpha", "beta"), "MultiHeadAttention": _attention,
     "Embedding": _embedding, "Normalization": _normalization, "Highway": _highway,
-    "MaxoutDense": _maxout,
+    "MaxoutDense": _maxout, "LayerScale": _scale,
 }  # fmt: skip

@@ -18,13 +18,14 @@ from pellucid.adapters.legacy.config import children, inner_model, leaves
 from pellucid.adapters.legacy.model import Config, Notes, Stored
 from pellucid.adapters.legacy.variables import FROZEN, fits, variables
 
-__all__ = ["Found", "assemble", "assign", "complete", "flipped", "takes_weights"]
+__all__ = ["Found", "assemble", "assign", "complete", "flipped", "is_state", "takes_weights"]
 
 Array = NDArray[Any]
 Found = dict[str, dict[str, Array]]
 
 _SPATIAL = {"1": 1, "2": 2, "3": 3}
 _CUT = re.compile(r"_(?P<array>[WUb])_(?P<gate>[a-z])(:\d+)?$")
+_STATE = re.compile(r"StateVar|state_var|seed|random_generator")
 _KEPT = 2  # gamma and beta: the running statistics of modes 1 and 2 are never read
 
 
@@ -36,6 +37,7 @@ def assign(groups: Sequence[tuple[str, list[Stored]]], config: Config, notes: No
     LoadError : an array is left over, missing, or of the wrong shape.
     """
     layers = config["config"]["layers"]
+    groups = [(name, [one for one in stored if not is_state(one)]) for name, stored in groups]
     pairs = _matched([group for group in groups if group[1]], layers, notes)
     found: Found = {}
     for path, layer, stored in pairs:
@@ -93,6 +95,11 @@ def _matched(
     return [
         (layer["name"], layer, stored) for layer, (_, stored) in zip(takers, groups, strict=True)
     ]
+
+
+def is_state(stored: Stored) -> bool:
+    """Whether an array is the state of a random generator, which nothing here draws from."""
+    return stored.array.dtype.kind in "iu" and bool(_STATE.search(stored.name))
 
 
 def takes_weights(layer: Config) -> bool:
