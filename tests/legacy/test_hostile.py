@@ -202,6 +202,24 @@ _SEEDS = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("child", "message"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", "crashes the HDF5 library"),
+        ("import time; time.sleep(60)", "never ends"),
+    ],
+)
+def test_a_file_that_crashes_or_hangs_the_hdf5_library_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, child: str, message: str
+) -> None:
+    from pellucid.adapters.legacy import isolation
+
+    monkeypatch.setattr(isolation, "_CHILD", child)
+    monkeypatch.setattr(isolation, "_SECONDS", 5)
+    with pytest.raises(LoadError, match=message):
+        read(dense_file(tmp_path / "m.h5"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("case", "name", "weights"), _SEEDS)
 def test_mutated_files_raise_nothing_else(
@@ -210,7 +228,7 @@ def test_mutated_files_raise_nothing_else(
     folder = HERE / "cases" / case
     extra = [str(folder / weights)] if weights else []
     done = subprocess.run(
-        [sys.executable, "-c", _PROBE, str(folder / name), str(tmp_path), "150", "1", *extra],
+        [sys.executable, "-c", _PROBE, str(folder / name), str(tmp_path), "60", "1", *extra],
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.stdout.strip() == "survived", done.stderr[-2000:]

@@ -256,10 +256,11 @@ class _Builder:
 
     def assign(self) -> None:
         """Give every array to its variable; none is left over and none is without."""
-        paths = {path for path, _ in leaves(self.source.config["config"]["layers"])}
-        for path in sorted(paths & set(self.made) - self.replaced):
+        for path, entry in leaves(self.source.config["config"]["layers"]):
+            if path not in self.made or path in self.replaced:
+                continue
             layer, arrays = self.made[path], self.source.weights.get(path, {})
-            targets = _targets(layer, arrays)
+            targets = _targets(layer, arrays, variables(entry) is not None)
             if len(targets) != len(arrays):
                 raise self.fault(
                     path, f"a {type(layer).__name__} layer with these arguments has {len(targets)} "
@@ -301,13 +302,12 @@ def _arguments(cls: type) -> frozenset[str]:
     return frozenset(names - {"self", "args", "kwargs"})
 
 
-def _targets(layer: Any, arrays: Mapping[str, Any]) -> list[Any]:
+def _targets(layer: Any, arrays: Mapping[str, Any], known: bool) -> list[Any]:
     """Return a layer's variables in the order of its arrays."""
     found = [_by_attributes(layer, name.split("/")) for name in arrays]
-    if all(v is not None for v in found) and len({id(v) for v in found}) == len(found):
+    if found and {id(v) for v in found} == {id(v) for v in layer.weights}:
         return found
-    own = layer.trainable_weights + layer.non_trainable_weights
-    own = own if type(layer).__module__.startswith("keras.") is False else layer.weights
+    own = layer.weights if known else layer.trainable_weights + layer.non_trainable_weights
     return [v for v in own if not (v.name == "count" and hasattr(layer, "finalize_state"))]
 
 

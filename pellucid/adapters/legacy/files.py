@@ -14,6 +14,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +25,8 @@ from pellucid.adapters.legacy.model import Stored, fault
 from pellucid.errors import PellucidError
 
 __all__ = [
-    "Archive", "Budget", "Kind", "guarded", "kind_of", "open_h5", "open_keras_zip",
-    "read_groups", "read_store", "read_text", "stored_config",
+    "Archive", "Budget", "Contents", "Kind", "guarded", "kind_of", "open_keras_zip", "read_h5",
+    "read_text",
 ]  # fmt: skip
 
 Kind = Literal["hdf5", "zip", "json", "yaml"]
@@ -190,6 +191,35 @@ def open_h5(source: Path | io.BytesIO, path: str) -> Iterator[h5py.File]:
             ) from error  # fmt: skip
         with file:
             yield file
+
+
+@dataclass
+class Contents:
+    """What an HDF5 file of Keras holds."""
+
+    config: dict[str, Any] | None = None
+    version: str = ""
+    backend: str = ""
+    whole: bool = False
+    groups: list[tuple[str, list[Stored]]] | None = None
+    store: dict[str, np.ndarray[Any, Any]] | None = None
+
+
+def read_h5(source: Path | io.BytesIO, path: str, size: int) -> Contents:
+    """Read everything from an HDF5 file: architecture, producer, weights."""
+    found, budget = Contents(), Budget(path, size)
+    with open_h5(source, path) as file:
+        group = file.get("model_weights", file)
+        found.config, found.whole = stored_config(file, path), "model_weights" in file
+        found.version = attribute(file, "keras_version") or attribute(group, "keras_version")
+        found.backend = attribute(file, "backend") or attribute(group, "backend")
+        listed = any(key.startswith("layer_names") for key in group.attrs)
+        stores = ("layers", "_layer_checkpoint_dependencies", "vars")
+        if not listed and found.config is None and any(key in file for key in stores):
+            found.store = read_store(file, path, budget)
+        else:
+            found.groups = read_groups(file, path, budget)
+    return found
 
 
 def stored_config(file: h5py.File, path: str) -> dict[str, Any] | None:

@@ -368,7 +368,7 @@ LAYERS: dict[str, type[keras.layers.Layer]] = {
     layer.__name__: layer
     for layer in (
         BatchStatistics, Deconvolution2D, Highway, LayerScale, LegacyUpSampling2D,
-        LocallyConnected1D, LocallyConnected2D, MaxoutDense, MergeCosine, MergeDot, Operation, ParametricSoftplus,
-        SReLU, SampleNormalization, ThresholdedReLU,
+        LocallyConnected1D, LocallyConnected2D, MaxoutDense, MergeCosine, MergeDot, Operation,
+        ParametricSoftplus, SReLU, SampleNormalization, ThresholdedReLU,
     )
 }  # fmt: skip

@@ -45,8 +45,11 @@ def operation_of(raw: Config) -> Config | None:
             "function": f"raw:{node.get('op')}",
             "arguments": {"constants": constants, "attributes": attributes},
         }
-    module = str(raw.get("module") or "")
-    if re.match(r"keras(\.src)?\.ops", module):
+    module = raw.get("module")
+    unnamed = module is None and "trainable" not in config  # HDF5 leaves modules out
+    unnamed = unnamed and any(isinstance(node, dict) for node in raw.get("inbound_nodes") or ())
+    known = unnamed and f"keras:{kind}" in OPERATIONS
+    if known or re.match(r"keras(\.src)?\.ops", str(module)):
         constants = {k: v for k, v in config.items() if k not in ("name", "dtype")}
         return {"function": f"keras:{kind}", "arguments": constants}
     return None

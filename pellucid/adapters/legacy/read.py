@@ -8,21 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import h5py
-
 from pellucid.adapters.legacy.config import leaves, normalise
 from pellucid.adapters.legacy.files import (
-    Budget,
-    attribute,
+    Contents,
     guarded,
     kind_of,
-    open_h5,
     open_keras_zip,
-    read_groups,
-    read_store,
     read_text,
-    stored_config,
-)  # fmt: skip
+)
+from pellucid.adapters.legacy.isolation import read_safely
 from pellucid.adapters.legacy.model import Config, LegacyModel, Notes, Producer, Stored, fault
 from pellucid.adapters.legacy.store import assign_store
 from pellucid.adapters.legacy.tensorflow import (
@@ -123,54 +117,40 @@ def replace_raw(source: _Source, raw: Config) -> _Source:
     return source
 
 
-def _read_h5(file: h5py.File, source: _Source, budget: Budget) -> None:
-    group = file.get("model_weights", file)
-    source.version = attribute(file, "keras_version") or attribute(group, "keras_version")
-    source.backend = attribute(file, "backend") or attribute(group, "backend")
-    stores = ("layers", "_layer_checkpoint_dependencies", "vars")
-    listed = any(key.startswith("layer_names") for key in group.attrs)
-    if not listed and "model_config" not in file.attrs and any(key in file for key in stores):
-        source.store = read_store(file, source.path, budget)
-    else:
-        source.groups = read_groups(file, source.path, budget)
+def _take(source: _Source, contents: Contents) -> _Source:
+    source.groups, source.store = contents.groups, contents.store
+    source.version, source.backend = contents.version, contents.backend
+    source.raw = contents.config
+    return source
 
 
 def _weights_of(path: Path, format_: str) -> _Source:
     name = str(path)
     if kind_of(path) != "hdf5":
         raise fault(name, "", "the weights should be an HDF5 file.")
-    source = _Source(format_, name)
-    with open_h5(path, name) as file:
-        _read_h5(file, source, Budget(name, path.stat().st_size))
-    return source
+    return _take(_Source(format_, name), read_safely(path, name, path.stat().st_size))
 
 
 def _from_h5(path: Path, architecture: Architecture | None) -> _Source:
     name = str(path)
-    with open_h5(path, name) as file:
-        raw = stored_config(file, name)
-        whole = "model_weights" in file
-    if raw is None and architecture is None:
-        what = "looks like a whole model, but its" if whole else "holds weights only; the"
+    contents = read_safely(path, name, path.stat().st_size)
+    whole = contents.config is not None
+    if not whole and architecture is None:
+        what = "looks like a whole model, but its" if contents.whole else "holds weights only; the"
         raise fault(
             name, "model_config", f"this file {what} architecture is missing. Give it as "
             "architecture=: a JSON or YAML file, a configuration, a Keras model, or a function "
             "that returns one."
         )  # fmt: skip
-    source = _weights_of(path, "hdf5" if raw is not None else "weights hdf5")
-    if architecture is not None:
-        return _with_architecture(source, architecture)
-    source.raw = raw
-    return source
+    source = _take(_Source("hdf5" if whole else "weights hdf5", name), contents)
+    return source if architecture is None else _with_architecture(source, architecture)
 
 
 def _from_zip(path: Path, architecture: Architecture | None) -> _Source:
     name = str(path)
     archive = open_keras_zip(path)
-    source = _Source("keras zip", name)
     size = len(archive.weights.getbuffer())
-    with open_h5(archive.weights, name) as file:
-        source.store = read_store(file, name, Budget(name, size))
+    source = _take(_Source("keras zip", name), read_safely(archive.weights, name, size))
     source.version = str(archive.metadata.get("keras_version") or "")
     source.date = archive.metadata.get("date_saved")
     source.raw = archive.config
@@ -178,7 +158,7 @@ def _from_zip(path: Path, architecture: Architecture | None) -> _Source:
         source.warnings.append(
             f"the archive has a member {archive.odd[0]!r} that points out of it; it was ignored"
         )
-    return _with_architecture(source, architecture) if architecture is not None else source
+    return source if architecture is None else _with_architecture(source, architecture)
 
 
 def _from_saved_model(path: Path) -> _Source:
@@ -204,7 +184,10 @@ def _with_architecture(source: _Source, architecture: Architecture) -> _Source:
         raise fault(source.path, "architecture", "it is no built Keras model and no function that "
                     "returns one.")  # fmt: skip
     raw = {"class_name": type(model).__name__, "config": model.get_config()}
-    source.raw, source.architecture_version = raw, "3.0.0"
+    source.raw = raw
+    source.architecture_version = (
+        "2.15.0" if type(model).__module__.startswith("tf_keras") else "3.0.0"
+    )
     source.objects = {
         type(layer).__name__: type(layer)
         for layer in _flat(model)
@@ -221,6 +204,9 @@ def _flat(model: Any) -> Iterator[Any]:
 
 def _normal(name: str, source: _Source, backend: str | None) -> LegacyModel:
     raw = source.raw or {}
+    if "class_name" not in raw and "layers" in raw:  # what `get_config` returns
+        kind = "Functional" if "input_layers" in raw else "Sequential"
+        raw = {"class_name": kind, "config": raw}
     producer = _producer(source, raw, backend)
     notes = Notes(name, producer)
     for sentence in source.warnings:
