@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 
 from pellucid.adapters.legacy import LegacyModel, read
-from pellucid.errors import LoadError
+from pellucid.errors import LoadError, UnsupportedError
 
 keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
@@ -183,3 +185,31 @@ def test_keras_1_on_theano_is_told_from_the_names_of_the_weights() -> None:
     assert open_case("k107_theano_th_seq_json", backend="tensorflow").producer.backend == (
         "tensorflow"
     )
+
+
+def test_reading_imports_no_framework() -> None:
+    program = (
+        "import sys; from pellucid.adapters.legacy import read; "
+        f"model = read({str(HERE / 'k231_tf_unet_h5' / 'model.h5')!r}); "
+        "import json; json.dumps(model.config); "
+        "print(sorted({'tensorflow', 'keras', 'torch', 'jax'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_saved_model_without_its_variables_says_so() -> None:
+    if "bad_savedmodel_no_variables" not in CASES:
+        pytest.skip("in the larger corpus only")
+    with pytest.raises(LoadError, match=r"variables\.index: missing"):
+        open_case("bad_savedmodel_no_variables")
+
+
+@pytest.mark.parametrize("name", ["k36_func_export", "tf115_seq_simple_save_clean"])
+def test_a_graph_without_layers_is_told_apart(name: str) -> None:
+    if name not in CASES:
+        pytest.skip("in the larger corpus only")
+    with pytest.raises(UnsupportedError, match="no Keras layers"):
+        open_case(name)
