@@ -26,13 +26,28 @@ if TYPE_CHECKING:
     from pellucid.images import Prepared, Preprocessing
 from pellucid.labels import load_labels
 
-__all__ = ["Adapter", "Array", "Batch", "Layer", "Layout", "Port", "Rectifier", "Seed"]
+__all__ = [
+    "Adapter",
+    "Array",
+    "Batch",
+    "Layer",
+    "Layout",
+    "Port",
+    "Rectifier",
+    "Seed",
+    "numbered",
+]
 
 Array = NDArray[np.float32]
 Batch = Array | Sequence[Array] | Mapping[str, Array]
 Rectifier = Literal["exact", "guided", "deconv"]
 Layout = Literal["spatial", "tokens", "features"]
 Seed = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+
+
+def numbered(name: str, index: int) -> str:
+    """Name number `index` of several: `pool`, `pool:1`, `pool:2`."""
+    return f"{name}:{index}" if index else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,8 +313,15 @@ class Adapter(ABC):
         raise self.unknown_layer(name)
 
     def unknown_layer(self, name: str) -> LayerError:
-        """Build the error for a layer name that the model does not have."""
+        """Build the error for a name that has no value in the forward pass."""
         known = [layer.name for layer in self.layers]
+        stem, _, call = name.rpartition(":")
+        calls = sum(n == stem or n.rpartition(":")[0] == stem for n in known)
+        if calls and call.isdigit():
+            times = "once" if calls == 1 else f"{calls} times"
+            return LayerError(
+                f"Layer {stem!r} is called {times} in the forward pass, so {name!r} has no value."
+            )
         return LayerError(
             f"There is no layer {name!r} in this model. {nearest(name, known)} "
             "`pellucid layers MODEL` lists all of them."

@@ -9,7 +9,6 @@ fetch, where to seed, where the gradient is wanted.
 from __future__ import annotations
 
 import hashlib
-import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -19,10 +18,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pellucid.adapters.base import Adapter, Array, Batch, Layer, Port, Rectifier, Seed
+from pellucid.adapters.base import Adapter, Array, Batch, Layer, Port, Rectifier, Seed, numbered
 from pellucid.adapters.keras.program import Program, program
-from pellucid.adapters.keras.trace import Trace, channels_first, numbered, trace
-from pellucid.errors import InputError, LayerError, UnsupportedError, first_line
+from pellucid.adapters.keras.trace import Trace, channels_first, trace
+from pellucid.errors import InputError, UnsupportedError, first_line
 
 __all__ = ["KerasAdapter"]
 
@@ -268,19 +267,9 @@ class KerasAdapter(Adapter):
                 traced = self._trace(own_shapes)
                 for name in (*fetch, *wrt):
                     if name not in traced.named:
-                        raise self._unknown(name, traced)
+                        raise self.unknown_layer(name)
                 self._programs[key] = program(traced, fetch, wrt, seeded, relu)
             return self._programs[key]
-
-    def _unknown(self, name: str, traced: Trace) -> LayerError:
-        base, _, call = name.rpartition(":")
-        if call.isdigit() and base in traced.named:
-            calls = sum(re.sub(r":\d+$", "", layer.name) == base for layer in traced.layers)
-            times = "once" if calls == 1 else f"{calls} times"
-            return LayerError(
-                f"Layer {base!r} is called {times} in the forward pass, so {name!r} has no value."
-            )
-        return self.unknown_layer(name)
 
 
 def _device(name: str | None) -> str | None:

@@ -18,10 +18,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from pellucid.adapters.base import Layer, Layout
+from pellucid.adapters.base import Layer, Layout, numbered
 from pellucid.adapters.kinds import kind_of, layout_of
 
-__all__ = ["Trace", "channels_first", "numbered", "trace"]
+__all__ = ["Trace", "channels_first", "trace"]
 
 _RESERVED = re.compile(r"^(input|output|logits)(:\d+)?$")
 _NO_OPS = frozenset(("Identity", "Cast", "Reshape", "Squeeze", "StopGradient", "PreventGradient"))
@@ -266,8 +266,3 @@ def channels_first(shape: Sequence[Any], to_own: Sequence[int]) -> tuple[Any, ..
     """Reorder a shape in the tensor's own layout to channels first."""
     placed = dict(zip(to_own, shape, strict=True))
     return tuple(placed[axis] for axis in range(len(placed)))
-
-
-def numbered(name: str, index: int) -> str:
-    """Name number `index` of several: `pool`, `pool:1`, `pool:2`."""
-    return f"{name}:{index}" if index else name

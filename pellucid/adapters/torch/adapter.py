@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,12 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pellucid.adapters.base import Adapter, Array, Batch, Layer, Port, Rectifier, Seed
+from pellucid.adapters.base import Adapter, Array, Batch, Layer, Port, Rectifier, Seed, numbered
 from pellucid.adapters.torch.observe import (
     FinalActivations,
     Keeper,
     Kept,
-    numbered,
     observing,
     output_tensors,
     qualified_names,
@@ -208,7 +206,7 @@ class TorchAdapter(Adapter):
             elif numbered("logits", index) in keeper.wanted:
                 keeper.found[numbered("logits", index)] = activations.calls[call][1]
         if missing := keeper.wanted - keeper.found.keys():
-            raise self._not_called(min(missing))
+            raise self.unknown_layer(min(missing))
         return keeper.found
 
     def _tensors(self, x: tuple[Array, ...]) -> list[Tensor]:
@@ -218,17 +216,11 @@ class TorchAdapter(Adapter):
         tensors = [torch.tensor(array, device=like.device) for array in x]
         return [t.to(like.dtype) if t.is_floating_point() else t for t in tensors]
 
-    def _not_called(self, name: str) -> LayerError:
-        base, _, call = name.rpartition(":")
-        if not (base and call.isdigit()):
-            base = name
-        if base not in self.names:
-            return self.unknown_layer(name)
-        calls = sum(re.sub(r":\d+$", "", layer.name) == base for layer in self.layers)
-        times = "once" if calls == 1 else f"{calls} times" if calls else "never"
-        return LayerError(
-            f"Layer {base!r} is called {times} in the forward pass, so {name!r} has no value."
-        )
+    def unknown_layer(self, name: str) -> LayerError:
+        """Build the error for a name that has no value in the forward pass."""
+        if name in self.names:
+            return LayerError(f"Layer {name!r} is never called in the forward pass.")
+        return super().unknown_layer(name)
 
 
 def _backward(

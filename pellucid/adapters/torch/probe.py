@@ -18,11 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.adapters.base import Layer, Layout, Port
+from pellucid.adapters.base import Layer, Layout, Port, numbered
 from pellucid.adapters.kinds import kind_of, layout_of
 from pellucid.adapters.torch.observe import (
     FinalActivations,
-    numbered,
     observing,
     output_tensors,
     undisturbed,
