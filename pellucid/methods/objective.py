@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pellucid.adapters.base import Adapter, Array, Port
+from pellucid.adapters.base import Adapter, Array, Batch, Port
 from pellucid.errors import TargetError
 from pellucid.labels import find_label
 
@@ -67,12 +67,28 @@ class Objective:
         return self._parts[0][0]
 
     def __call__(self, values: Mapping[str, Array]) -> dict[str, Array]:
-        """Return the cotangent at the logits of every output that the target names."""
+        """Return the cotangent at the logits of every output that the target names.
+
+        Once the objective has seen the N images, it also takes T copies of them, one behind the
+        other.
+        """
+        rows, images = len(values[self.fetch[0]]), len(self.scores)
+        if self.logits and rows != images and rows % images == 0:
+            copies = [
+                self.score({n: values[n][start : start + images] for n in self.fetch})[1]
+                for start in range(0, rows, images)
+            ]
+            return {name: np.concatenate([c[name] for c in copies]) for name in copies[0]}
         scores, cotangents = self.score(values)
         if not self.logits:
             self.logits = {name: values[name] for name in self.fetch}
             self.scores = scores
         return cotangents
+
+    def settle(self, x: Batch) -> None:
+        """Decide on the images themselves what is explained, before a method varies them."""
+        if not self.logits:
+            self(self.model.run(x, self.fetch))
 
     def score(self, values: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
         """Return the score of each image, `(N,)`, and the cotangents at the logits."""
