@@ -220,3 +220,25 @@ def test_like_tf_keras_vis_with_several_inputs_and_outputs(tf_keras_vis: Any) ->
         penultimate_layer="conv",
     )
     assert_same(ours, on_image)
+
+
+# ---- relatives -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "peer"),
+    [("xgrad-cam", "XGradCAM"), ("hires-cam", "HiResCAM"), ("layer-cam", "LayerCAM")],
+)
+@pytest.mark.parametrize(("name", "layer"), [("separable", "depthwise2_relu"), ("plain", "conv3")])
+def test_relatives_like_pytorch_grad_cam(
+    pytorch_grad_cam: Any, method: str, peer: str, name: str, layer: str
+) -> None:
+    twin = TWINS[name]
+    model, (x,) = twin.torch(), twin.inputs()
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    targets = [ClassifierOutputTarget(index) for index in TARGETS]
+    with getattr(pytorch_grad_cam, peer)(model, [model.get_submodule(layer)]) as cam:
+        theirs = cam(torch.from_numpy(x), targets)
+    options = {"like": "pytorch-grad-cam", "layer": layer, "target": TARGETS}
+    assert_same(explained(twin.torch(), x, method=method, **options), theirs)
