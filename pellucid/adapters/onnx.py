@@ -154,7 +154,7 @@ class OnnxAdapter(Adapter):
     # ---- values --------------------------------------------------------------------------------
 
     def _run(self, x: tuple[Array, ...], fetch: tuple[str, ...]) -> dict[str, Array]:
-        tensors = {name: self._tensor(name) for name in fetch}
+        tensors = {name: self.tensor(name) for name in fetch}
         values = self._feeds(x)
         computed = frozenset(tensor for tensor in tensors.values() if tensor not in values)
         if computed:
@@ -192,7 +192,7 @@ class OnnxAdapter(Adapter):
         fetch: tuple[str, ...],
         relu: Rectifier,
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        tensors = {name: self._tensor(name) for name in (*fetch, *wrt)}
+        tensors = {name: self.tensor(name) for name in (*fetch, *wrt)}
         feeds, question = self._feeds(x), (fetch, wrt)
         # Which of the fetched layers the seed gives a cotangent at shows only when it is called.
         # The guess is the last one; the answer is remembered.
@@ -234,12 +234,8 @@ class OnnxAdapter(Adapter):
         with self._lock:
             if key not in self._pullbacks:
                 inputs = {port.own_name for port in self.inputs}
-                computed = [name for name in dict.fromkeys((*names, *wanted)) if name not in inputs]
-                part = onnx_graph.cut(
-                    self._whole, computed, self._extra(computed), keep=set(wanted) | set(names)
-                )
                 self._pullbacks[key] = OnnxPullback(
-                    part,
+                    self.part((*names, *wanted)),
                     [name for name in names if name not in inputs],
                     wanted,
                     seeds,
@@ -250,6 +246,17 @@ class OnnxAdapter(Adapter):
                     self._pullbacks.popitem(last=False)
             self._pullbacks.move_to_end(key)
             return self._pullbacks[key]
+
+    def part(self, tensors: Collection[str]) -> ModelProto:
+        """Return the part of the graph that computes some tensors, its weights in memory.
+
+        Parameters
+        ----------
+        tensors : names as `tensor` gives them; inputs among them are kept.
+        """
+        inputs = {port.own_name for port in self.inputs}
+        computed = [name for name in dict.fromkeys(tensors) if name not in inputs]
+        return onnx_graph.cut(self._whole, computed, self._extra(computed), keep=tensors)
 
     @property
     def _whole(self) -> ModelProto:
@@ -290,7 +297,7 @@ class OnnxAdapter(Adapter):
         named = {port.name: port for port in (*self.inputs, *self.outputs)}
         return named | {port.logits: port for port in self.outputs}
 
-    def _tensor(self, name: str) -> str:
+    def tensor(self, name: str) -> str:
         """Return the tensor that a name stands for: a port's, a layer's or the tensor itself."""
         for port in (*self.inputs, *self.outputs):
             if name == port.name:
