@@ -16,9 +16,13 @@ from pellucid.errors import PellucidError
 if TYPE_CHECKING:
     from pellucid.adapters.base import Adapter as Adapter
     from pellucid.adapters.load import load as load
+    from pellucid.compiled import load_explainer as load_explainer
+    from pellucid.compiling import compile_explainer
     from pellucid.explainer import explain as explain
     from pellucid.explanation import Explanation as Explanation
     from pellucid.images import Preprocess as Preprocess
+
+    compile = compile_explainer  # noqa: A001
 
 __version__ = "0.1.0"
 
@@ -26,9 +30,12 @@ _HOME = {
     "Adapter": "pellucid.adapters.base",
     "Explanation": "pellucid.explanation",
     "Preprocess": "pellucid.images",
+    "compile": "pellucid.compiling",
     "explain": "pellucid.explainer",
     "load": "pellucid.adapters.load",
+    "load_explainer": "pellucid.compiled",
 }
+_OWN_NAME = {"compile": "compile_explainer"}  # where it does not hide the builtin
 
 __all__ = ["PellucidError", "__version__", *_HOME]
 
@@ -36,7 +43,7 @@ __all__ = ["PellucidError", "__version__", *_HOME]
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'pellucid' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_HOME[name]), _OWN_NAME.get(name, name))
 
 
 def __dir__() -> list[str]:

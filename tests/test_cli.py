@@ -130,6 +130,21 @@ def test_explain_prints_predictions_target_layer_and_file(run: Command, network:
         assert picture.format == "PNG"
 
 
+def test_an_onnx_file_is_explained(run: Command, network: str) -> None:
+    run("layers", f"{network}:build")
+    model = sys.modules[network].build().eval()
+    torch.onnx.export(model, (torch.zeros(1, 3, 30, 40),), "tiny.onnx", dynamo=True, verbose=False)
+    size = {"scale": 1 / 255, "size": [30, 40]}
+    options = ("--json", "--preprocess", json.dumps(size))
+    result = run("explain", "tiny.onnx", "photo.png", *options)
+
+    assert result.status == 0, result.err
+    ours = json.loads(result.out)["explanations"][0]
+    expected: Any = pellucid.explain(pellucid.load(model, preprocess=size), "photo.png")
+    assert ours["score"] == pytest.approx(expected.score, rel=1e-4)
+    assert ours["layer"] == "node_relu_1"
+
+
 def test_columns_of_the_predictions_line_up(run: Command, network: str) -> None:
     Path("labels.txt").write_text("\n".join(LABELS))
     result = run("explain", f"{network}:build", "photo.png", "--labels", "labels.txt")

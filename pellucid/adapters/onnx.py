@@ -1,31 +1,34 @@
-"""ONNX files, run by onnxruntime.
+"""ONNX files, run by onnxruntime and differentiated by `pellucid.graph`.
 
 One untouched session predicts. Asking a session for inner tensors breaks onnxruntime's fusions,
-so every other set of tensors gets a session of its own, cut down to what computes them; a few of
-these are kept.
+so every other set of tensors gets a session of its own, cut down to what computes them, and every
+question for gradients a pair of sessions; a few of these are kept.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx
-from onnx import ModelProto
+from onnx import ModelProto, external_data_helper
 
 from pellucid.adapters import onnx_graph
 from pellucid.adapters.base import Adapter, Array, Layer, Port, Rectifier, Seed
 from pellucid.adapters.onnx_files import checked, fingerprint_of, read_onnx
 from pellucid.adapters.onnx_sessions import open_session
 from pellucid.errors import InputError, LayerError, UnsupportedError, first_line
+from pellucid.graph.pullback import OnnxPullback, Recorded
 
 __all__ = ["OnnxAdapter"]
 
 _KEPT_SESSIONS = 4
+_KEPT_PULLBACKS = 8
 _CHANNELS = (1, 3, 4)  # sizes that a channel axis of images has
 _SCALING = frozenset(("Sub", "Add", "Mul", "Div", "BatchNormalization"))
 _BEFORE_SCALING = frozenset(("Cast", "Transpose", "Identity", "Reshape", "Resize"))
@@ -69,6 +72,9 @@ class OnnxAdapter(Adapter):
         self.device = device
         self._folder = folder
         self._sessions: OrderedDict[frozenset[str], Any] = OrderedDict()
+        self._pullbacks: OrderedDict[Any, OnnxPullback] = OrderedDict()
+        self._seeded: dict[Any, tuple[str, ...]] = {}
+        self._lock = threading.RLock()
         if folder is None:
             checked(model, self._named)
         self._plain = open_session(model, source=self._named, device=device, folder=folder)
@@ -148,12 +154,9 @@ class OnnxAdapter(Adapter):
     # ---- values --------------------------------------------------------------------------------
 
     def _run(self, x: tuple[Array, ...], fetch: tuple[str, ...]) -> dict[str, Array]:
-        given = {port.own_name: (port, array) for port, array in zip(self.inputs, x, strict=True)}
-        ports = {port.name: port for port in (*self.inputs, *self.outputs)}
-        ports |= {port.logits: port for port in self.outputs}
-        tensors = {name: self._tensor(name) for name in fetch}
-        computed = frozenset(tensor for tensor in tensors.values() if tensor not in given)
-        values = {name: _in_own_layout(port, array) for name, (port, array) in given.items()}
+        tensors = {name: self.tensor(name) for name in fetch}
+        values = self._feeds(x)
+        computed = frozenset(tensor for tensor in tensors.values() if tensor not in values)
         if computed:
             session = self._session(computed)
             names = sorted(computed)
@@ -165,13 +168,21 @@ class OnnxAdapter(Adapter):
                     f"{self._named} failed on this batch: {first_line(error)}"
                 ) from error
             values |= dict(zip(names, results, strict=True))
-        found: dict[str, Array] = {}
-        for name, tensor in tensors.items():
-            if not isinstance(values[tensor], np.ndarray):
-                raise LayerError(f"The value of {name!r} is no tensor; fetch another layer.")
-            value = np.asarray(values[tensor], np.float32)
-            found[name] = ports[name].channels_first(value) if name in ports else value
-        return found
+        return {name: self._channels_first(name, values[tensors[name]]) for name in fetch}
+
+    def _feeds(self, x: tuple[Array, ...]) -> dict[str, Any]:
+        """Return what the graph's inputs take: own names, own layouts, own element types."""
+        pairs = zip(self.inputs, x, strict=True)
+        return {port.own_name: _in_own_layout(port, array) for port, array in pairs}
+
+    def _channels_first(self, name: str, value: Any) -> Array:
+        """Give the value of a tensor the layout that its name stands for."""
+        if not isinstance(value, np.ndarray):
+            raise LayerError(f"The value of {name!r} is no tensor; fetch another layer.")
+        array = np.asarray(value, np.float32)
+        return self._ports[name].channels_first(array) if name in self._ports else array
+
+    # ---- gradients -----------------------------------------------------------------------------
 
     def _pullback(
         self,
@@ -181,10 +192,81 @@ class OnnxAdapter(Adapter):
         fetch: tuple[str, ...],
         relu: Rectifier,
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        raise UnsupportedError(
-            "This version takes no gradients of ONNX files. Load the Keras or PyTorch original, "
-            "or use a method that needs none (Score-CAM, RISE, LIME, occlusion)."
-        )
+        tensors = {name: self.tensor(name) for name in (*fetch, *wrt)}
+        feeds, question = self._feeds(x), (fetch, wrt)
+        # Which of the fetched layers the seed gives a cotangent at shows only when it is called.
+        # The guess is the last one; the answer is remembered.
+        seeded = self._seeded.get(question, fetch[-1:])
+        pullback = self._differentiated(tensors, fetch, wrt, seeded, relu)
+        recorded = self._forward(pullback, feeds)
+        known = feeds | recorded.values
+        values = {name: self._channels_first(name, known[tensors[name]]) for name in fetch}
+        given = seed(values)
+        if given.keys() != set(seeded):
+            seeded = self._seeded[question] = tuple(name for name in fetch if name in given)
+            pullback = self._differentiated(tensors, fetch, wrt, seeded, relu)
+            recorded = self._forward(pullback, feeds)
+        cotangents: dict[str, Any] = {}
+        for name, array in given.items():  # two names may stand for one tensor
+            own = self._ports[name].own_layout(array) if name in self._ports else array
+            cotangents[tensors[name]] = cotangents.get(tensors[name], 0) + own
+        gradients = pullback.backward(recorded, cotangents)
+        return values, {n: self._channels_first(n, gradients[tensors[n]]) for n in wrt}
+
+    def _forward(self, pullback: OnnxPullback, feeds: Mapping[str, Any]) -> Recorded:
+        try:
+            return pullback.forward({name: feeds[name] for name in pullback.inputs})
+        except Exception as error:
+            raise InputError(f"{self._named} failed on this batch: {first_line(error)}") from error
+
+    def _differentiated(
+        self,
+        tensors: Mapping[str, str],
+        fetch: tuple[str, ...],
+        wrt: tuple[str, ...],
+        seeded: tuple[str, ...],
+        relu: Rectifier,
+    ) -> OnnxPullback:
+        """Return the two sessions that answer a question, from those kept or new ones."""
+        asked = (fetch, wrt, seeded)
+        names, wanted, seeds = (tuple(dict.fromkeys(tensors[n] for n in part)) for part in asked)
+        key = (names, wanted, seeds, relu)
+        with self._lock:
+            if key not in self._pullbacks:
+                inputs = {port.own_name for port in self.inputs}
+                self._pullbacks[key] = OnnxPullback(
+                    self.part((*names, *wanted)),
+                    [name for name in names if name not in inputs],
+                    wanted,
+                    seeds,
+                    relu,
+                    opened=partial(open_session, source=self._named, device=self.device),
+                )
+                if len(self._pullbacks) > _KEPT_PULLBACKS:
+                    self._pullbacks.popitem(last=False)
+            self._pullbacks.move_to_end(key)
+            return self._pullbacks[key]
+
+    def part(self, tensors: Collection[str]) -> ModelProto:
+        """Return the part of the graph that computes some tensors, its weights in memory.
+
+        Parameters
+        ----------
+        tensors : names as `tensor` gives them; inputs among them are kept.
+        """
+        inputs = {port.own_name for port in self.inputs}
+        computed = [name for name in dict.fromkeys(tensors) if name not in inputs]
+        return onnx_graph.cut(self._whole, computed, self._extra(computed), keep=tensors)
+
+    @property
+    def _whole(self) -> ModelProto:
+        """The model with its weights in memory."""
+        if self._folder is None:
+            return self.model
+        whole = ModelProto()
+        whole.CopyFrom(self.model)
+        external_data_helper.load_external_data_for_model(whole, str(self._folder))
+        return whole
 
     # ---- names ---------------------------------------------------------------------------------
 
@@ -209,7 +291,13 @@ class OnnxAdapter(Adapter):
         graph = self.model.graph
         return {value.name: onnx_graph.head_of(graph, value.name) for value in graph.output}
 
-    def _tensor(self, name: str) -> str:
+    @cached_property
+    def _ports(self) -> dict[str, Port]:
+        """Inputs, outputs and logits by name."""
+        named = {port.name: port for port in (*self.inputs, *self.outputs)}
+        return named | {port.logits: port for port in self.outputs}
+
+    def tensor(self, name: str) -> str:
         """Return the tensor that a name stands for: a port's, a layer's or the tensor itself."""
         for port in (*self.inputs, *self.outputs):
             if name == port.name:
@@ -255,15 +343,7 @@ class OnnxAdapter(Adapter):
         if wanted <= {value.name for value in self.model.graph.output}:
             return self._plain
         if wanted not in self._sessions:
-            extra = [
-                node
-                for port in self.outputs
-                if f"pellucid/{port.logits}" in wanted
-                for node in onnx_graph.logits_nodes(
-                    self._heads[port.own_name], f"pellucid/{port.logits}"
-                )
-            ]
-            part = onnx_graph.cut(self.model, sorted(wanted), extra)
+            part = onnx_graph.cut(self.model, sorted(wanted), self._extra(wanted))
             self._sessions[wanted] = open_session(
                 part, source=self._named, device=self.device, folder=self._folder
             )
@@ -271,6 +351,15 @@ class OnnxAdapter(Adapter):
                 self._sessions.popitem(last=False)
         self._sessions.move_to_end(wanted)
         return self._sessions[wanted]
+
+    def _extra(self, wanted: Collection[str]) -> list[onnx.NodeProto]:
+        """Return the nodes that give logits the shape and the axes of their output."""
+        return [
+            node
+            for port in self.outputs
+            if (name := f"pellucid/{port.logits}") in wanted
+            for node in onnx_graph.logits_nodes(self._heads[port.own_name], name)
+        ]
 
 
 def _in_own_layout(port: Port, array: Array) -> Any:

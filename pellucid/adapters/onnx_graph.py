@@ -6,7 +6,7 @@ capture from outside; both count as inputs here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -95,7 +95,12 @@ def constants(graph: GraphProto) -> dict[str, TensorProto]:
     return found
 
 
-def cut(model: ModelProto, wanted: Iterable[str], extra: Iterable[NodeProto] = ()) -> ModelProto:
+def cut(
+    model: ModelProto,
+    wanted: Iterable[str],
+    extra: Iterable[NodeProto] = (),
+    keep: Collection[str] = (),
+) -> ModelProto:
     """Return the part of a model that computes the wanted tensors, with these as its outputs.
 
     Parameters
@@ -103,6 +108,7 @@ def cut(model: ModelProto, wanted: Iterable[str], extra: Iterable[NodeProto] = (
     model : the whole model; it is not changed.
     wanted : names of tensors that nodes compute.
     extra : nodes to add behind the model's own.
+    keep : names of inputs that stay, also where nothing wanted depends on them.
     """
     graph, names = model.graph, list(dict.fromkeys(wanted))
     needed: set[str] = set(names)
@@ -119,7 +125,9 @@ def cut(model: ModelProto, wanted: Iterable[str], extra: Iterable[NodeProto] = (
     )
     part.graph.name = graph.name
     part.graph.node.extend(reversed(kept))
-    part.graph.input.extend(value for value in graph.input if value.name in needed)
+    part.graph.input.extend(
+        value for value in graph.input if value.name in needed or value.name in keep
+    )
     part.graph.initializer.extend(t for t in graph.initializer if t.name in needed)
     part.graph.sparse_initializer.extend(
         sparse for sparse in graph.sparse_initializer if sparse.values.name in needed

@@ -33,6 +33,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "explain": "show what a network looks at in images, and write pictures of it",
+    "compile": "write a network and its explanation as one ONNX file",
     "layers": "list a network's layers, and the one that Grad-CAM takes",
 }
 _EXAMPLES = """\

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pellucid.cli.outputs import Outputs
     from pellucid.explanation import Explanation
 
-__all__ = ["parser", "run"]
+__all__ = ["parser", "read_options", "read_target", "run"]
 
 _EXAMPLES = """\
 examples:
@@ -121,7 +121,7 @@ def run(arguments: Namespace) -> None:
     from pellucid.explainer import explain
 
     images = [Path(image).expanduser() for image in arguments.images]
-    options = _options(arguments.option)
+    options = read_options(arguments.option)
     preprocess = read_preprocess(arguments.preprocess)
     labels = load_labels(arguments.labels)
     named = (arguments.model, arguments.weights, arguments.labels, arguments.preprocess)
@@ -136,7 +136,7 @@ def run(arguments: Namespace) -> None:
             adapter,
             list(images),
             arguments.method,
-            target=_target(arguments.target),
+            target=read_target(arguments.target),
             layer=arguments.layer,
             space=arguments.space,
             like=arguments.like,
@@ -161,7 +161,7 @@ def run(arguments: Namespace) -> None:
 # ---- arguments -------------------------------------------------------------------------------
 
 
-def _target(text: str | None) -> int | str | None:
+def read_target(text: str | None) -> int | str | None:
     """Take a number as an index and anything else as a label."""
     try:
         return None if text is None else int(text)
@@ -169,7 +169,7 @@ def _target(text: str | None) -> int | str | None:
         return text
 
 
-def _options(given: Sequence[str]) -> dict[str, Any]:
+def read_options(given: Sequence[str]) -> dict[str, Any]:
     """Read `NAME=VALUE`; values are JSON where they can be, else text."""
     options: dict[str, Any] = {}
     for pair in given:

@@ -21,7 +21,7 @@ from pellucid.graph.rectifiers import Rectifier, find_rectifiers
 from pellucid.graph.recurrent import unroll
 from pellucid.graph.rules import RULES
 from pellucid.graph.split import split
-from pellucid.graph.tape import BACKWARD, Tape, is_float, label, layer_of
+from pellucid.graph.tape import BACKWARD, Tape, is_float, label
 
 __all__ = ["Gradient", "differentiate"]
 
@@ -116,9 +116,9 @@ def differentiate(
     found = walk(tape, graph, given, [tensors[name] for name in wrt], relu)
     gradients = []
     for name in wrt:
-        tape.dtype = tensors[name].dtype or ir.DataType.FLOAT
+        tape.dtype = _real(tensors[name].dtype)
         gradient = found.get(tensors[name]) or tape.zeros(tensors[name])
-        kind, shape = tensors[name].type, tensors[name].shape
+        kind, shape = ir.TensorType(tape.dtype), tensors[name].shape
         result = ir.Value(name=f"grad/{name}", type=kind, shape=shape)
         tape.op("Identity", [gradient], output=result, name=f"{BACKWARD}{name}")
         gradients.append(result)
@@ -164,9 +164,7 @@ def walk(
         gs = [cotangent(value) for value in node.outputs]
         if all(g is None for g in gs):
             continue
-        tape.dtype = node.outputs[0].dtype or ir.DataType.FLOAT
-        if not tape.dtype.is_floating_point():
-            tape.dtype = ir.DataType.FLOAT  # quantised: cotangents are those of real numbers
+        tape.dtype = _real(node.outputs[0].dtype)
         span = spans.get(node)
         if span is not None and gs[0] is not None:
             gs[0] = tape.Relu(gs[0])
@@ -231,7 +229,7 @@ def refuse_unknown(nodes: Sequence[ir.Node]) -> None:
     others = sorted({n.op_type for n in unknown} - {last.op_type})
     also = f" Nor have {', '.join(others)}." if others else ""
     advice = (
-        f"The nearest layer that can be explained is {layer_of(above[0])!r} "
+        f"The nearest layer that can be explained is {above[0].name or '?'!r} "
         f"(tensor {above[0].outputs[0].name!r}), or any after it."
         if above
         else f"Explain the layer's own output, tensor {last.outputs[0].name!r}, or a later one."
@@ -240,5 +238,10 @@ def refuse_unknown(nodes: Sequence[ir.Node]) -> None:
 
 
 def _seed(value: ir.Value) -> ir.Value:
-    kind = value.type or ir.TensorType(ir.DataType.FLOAT)
+    kind = ir.TensorType(_real(value.dtype))
     return ir.Value(name=f"seed/{value.name}", type=kind, shape=value.shape)
+
+
+def _real(dtype: ir.DataType | None) -> ir.DataType:
+    """Element type of cotangents: integers stand for real numbers, as in a picture."""
+    return dtype if dtype is not None and dtype.is_floating_point() else ir.DataType.FLOAT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,23 @@ from pellucid.graph.gradient import Gradient, differentiate
 from pellucid.graph.rectifiers import Rectifier
 from pellucid.graph.runtime import session
 
-__all__ = ["OnnxPullback"]
+__all__ = ["OnnxPullback", "Recorded"]
 
 Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a forward pass leaves.
+
+    Attributes
+    ----------
+    values : `{tensor: array}` over what was fetched.
+    crossing : what the backward half takes, as the runtime holds it.
+    """
+
+    values: dict[str, NDArray[Any]]
+    crossing: dict[str, Any]
 
 
 class OnnxPullback:
@@ -31,7 +46,7 @@ class OnnxPullback:
     seeds : tensors at which the seed may give cotangents, by default all that are fetched. The
         fewer, the less there is to compute.
     relu : the rectifier rule: `"exact"`, `"guided"` or `"deconv"`.
-    threads : threads within an operator, by default one for each core.
+    opened : makes a session of a model; by default on the CPU, with one thread for each core.
 
     Example
     -------
@@ -47,7 +62,7 @@ class OnnxPullback:
         seeds: Sequence[str] | None = None,
         relu: Rectifier = "exact",
         *,
-        threads: int | None = None,
+        opened: Callable[[onnx.ModelProto], Any] = session,
     ) -> None:
         self.fetch = tuple(dict.fromkeys(fetch))
         self.wrt = tuple(dict.fromkeys(wrt))
@@ -56,13 +71,13 @@ class OnnxPullback:
             model, self.seeds, self.wrt, relu=relu, fetch=self.fetch
         )
         forward, backward = self.gradient.split()
-        self._inputs = {v.name: v for v in forward.graph.inputs}
+        self.inputs = tuple(v.name or "" for v in forward.graph.inputs)
         self._crossing = [v.name or "" for v in forward.graph.outputs]
         taken = [v.name or "" for v in backward.graph.inputs]
         self._residuals = [name for name in taken if not name.startswith("seed/")]
         self._given = [name.removeprefix("seed/") for name in taken if name.startswith("seed/")]
-        self._forward = session(ir.to_proto(forward), threads=threads)
-        self._backward = session(ir.to_proto(backward), threads=threads)
+        self._forward = opened(ir.to_proto(forward)) if self._crossing else None
+        self._backward = opened(ir.to_proto(backward))
 
     @property
     def residuals(self) -> tuple[str, ...]:
@@ -83,30 +98,41 @@ class OnnxPullback:
         -------
         values, gradients : `{tensor: array}` over `fetch` and over `wrt`.
         """
+        recorded = self.forward(feeds)
+        return recorded.values, self.backward(recorded, seed(recorded.values))
+
+    def forward(self, feeds: Arrays) -> Recorded:
+        """Run the forward half and keep what the backward half needs."""
         from onnxruntime import OrtValue
 
         given = {n: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(a)) for n, a in feeds.items()}
+        if self._forward is None:  # nothing but inputs is fetched or needed
+            return Recorded({}, {})
         outputs = self._forward.run_with_ort_values(self._crossing, given)
         crossing = dict(zip(self._crossing, outputs, strict=True))
-        values = {name: crossing[name].numpy() for name in self.fetch}
-        cotangents = seed(values)
+        return Recorded({name: crossing[name].numpy() for name in self.fetch}, crossing)
+
+    def backward(self, recorded: Recorded, cotangents: Arrays) -> dict[str, NDArray[Any]]:
+        """Run the backward half on what the forward half recorded: `{tensor: gradient}`."""
+        from onnxruntime import OrtValue
+
         if unknown := [name for name in cotangents if name not in self.seeds]:
             raise InputError(
                 f"The seed gave a cotangent at {unknown[0]!r}, which is not among the seeds "
                 f"{', '.join(self.seeds)}."
             )
-        pulled = {name: crossing[name] for name in self._residuals}
+        pulled = {name: recorded.crossing[name] for name in self._residuals}
         for name in self._given:
             cotangent = cotangents.get(name)
-            if cotangent is None:
-                cotangent = np.zeros_like(values[name]) if name in values else None
+            if cotangent is None and name in recorded.values:
+                cotangent = np.zeros_like(recorded.values[name])
             if cotangent is None:
                 raise InputError(f"The seed gave no cotangent at {name!r}, which was not fetched.")
             contents = np.ascontiguousarray(cotangent, _element_type(self._backward, name))
             pulled[f"seed/{name}"] = OrtValue.ortvalue_from_numpy(contents)
         names = [f"grad/{name}" for name in self.wrt]
         gradients = self._backward.run_with_ort_values(names, pulled)
-        return values, {n: g.numpy() for n, g in zip(self.wrt, gradients, strict=True)}
+        return {n: g.numpy() for n, g in zip(self.wrt, gradients, strict=True)}
 
 
 def _element_type(session: Any, name: str) -> Any:

@@ -384,11 +384,6 @@ def test_threads_do_not_exceed_the_cores() -> None:
 # ---- what it refuses ------------------------------------------------------------------------
 
 
-def test_gradients_are_refused_with_a_way_out(adapter: OnnxAdapter) -> None:
-    with pytest.raises(UnsupportedError, match="Keras or PyTorch original"):
-        adapter.pullback(batch(), lambda v: v, ["input"])
-
-
 def test_cuda_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(UnsupportedError, match="CUDA"):

@@ -213,7 +213,7 @@ def test_network_gradients_equal_those_of_torch(name: str, relu: Any) -> None:
     tensors = [tensor_of(model, layer) for layer in layers]
     x, seed = torch.randn(3, 3, 16, 16), torch.randn(3, 5)
     y, expected = slow_gradients(module, x, layers, seed, relu)
-    pullback = OnnxPullback(model, ["output"], ["input", *tensors], relu=relu, threads=1)
+    pullback = OnnxPullback(model, ["output"], ["input", *tensors], relu=relu)
     values, found = pullback({"input": x.numpy()}, lambda _: {"output": seed.numpy()})
     close(values["output"], y.detach().numpy(), TOLERANCE)
     for layer, tensor, want in zip(["input", *layers], ["input", *tensors], expected, strict=True):
@@ -228,7 +228,7 @@ def test_optimised_export_gives_the_same_gradients(name: str) -> None:
     module, model = exported(name, True)
     x, seed = torch.randn(3, 3, 16, 16), torch.randn(3, 5)
     _, (expected,) = slow_gradients(module, x, [], seed, "exact")
-    pullback = OnnxPullback(model, ["output"], ["input"], threads=1)
+    pullback = OnnxPullback(model, ["output"], ["input"])
     _, found = pullback({"input": x.numpy()}, lambda _: {"output": seed.numpy()})
     close(found["input"], expected.numpy(), 1e-4)
 
@@ -236,7 +236,7 @@ def test_optimised_export_gives_the_same_gradients(name: str) -> None:
 def test_residuals_are_few() -> None:
     """A ReLU keeps its output alone, a convolution nothing, a pooling its indices."""
     _, model = exported("simple", True)
-    pullback = OnnxPullback(model, ["output"], ["input"], threads=1)
+    pullback = OnnxPullback(model, ["output"], ["input"])
     producers = {out: n.op_type for n in model.graph.node for out in n.output}
     kept = sorted(producers.get(n) or n.split("/")[-1] for n in pullback.residuals)
     assert [k for k in kept if not k.startswith(("Shape", "ReduceProd"))] == [
@@ -271,7 +271,7 @@ def test_tensor_that_the_seed_does_not_depend_on_gets_zeros() -> None:
     _, model = exported("simple", True)
     later = next(n.output[0] for n in model.graph.node if n.op_type == "Gemm")
     earlier = next(n.output[0] for n in model.graph.node if n.op_type == "Relu")
-    pullback = OnnxPullback(model, [earlier], [later, earlier, "input"], threads=1)
+    pullback = OnnxPullback(model, [earlier], [later, earlier, "input"])
     x = np.random.default_rng(0).normal(size=(2, 3, 16, 16)).astype(np.float32)
     values, found = pullback({"input": x}, lambda v: {earlier: v[earlier]})
     assert found[later].shape == (2, 16)
@@ -283,7 +283,7 @@ def test_seed_at_several_layers_adds_up() -> None:
     module, model = exported("resnet", False)
     inner = tensor_of(model, "4")
     x, g = torch.randn(2, 3, 16, 16), torch.randn(2, 5)
-    pullback = OnnxPullback(model, ["output", inner], ["input"], threads=1)
+    pullback = OnnxPullback(model, ["output", inner], ["input"])
     _, found = pullback({"input": x.numpy()}, lambda v: {"output": g.numpy(), inner: v[inner]})
     x.requires_grad_()
     h = module[:5](x)
@@ -295,8 +295,8 @@ def test_missing_cotangent_counts_as_zero() -> None:
     _, model = exported("simple", False)
     inner = tensor_of(model, "3")
     x = np.random.default_rng(0).normal(size=(2, 3, 16, 16)).astype(np.float32)
-    both = OnnxPullback(model, ["output", inner], ["input"], threads=1)
-    one = OnnxPullback(model, ["output"], ["input"], threads=1)
+    both = OnnxPullback(model, ["output", inner], ["input"])
+    one = OnnxPullback(model, ["output"], ["input"])
     g = np.ones((2, 5), np.float32)
     a = both({"input": x}, lambda _: {"output": g})[1]["input"]
     b = one({"input": x}, lambda _: {"output": g})[1]["input"]

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from pellucid.graph.rules.rectifier import operand, output
 from pellucid.graph.rules.table import Cotangents, float_attr, rule
-from pellucid.graph.tape import Tape, array
+from pellucid.graph.tape import Tape, array, is_float
 
 
 @rule("Sigmoid")
@@ -142,8 +142,9 @@ def same(t: Tape, node: ir.Node, g: ir.Value, *_: ir.Value | None) -> Cotangents
 
 @rule("Cast")
 def cast(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    """The cotangent of an integer is that of the real number it becomes."""
     x = operand(node)
-    if x.dtype is None or x.dtype == output(node).dtype:
+    if x.dtype is None or x.dtype == output(node).dtype or not is_float(x):
         return (g,)
     return (t.Cast(g, to=int(x.dtype)),)
 

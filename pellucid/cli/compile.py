@@ -1,0 +1,116 @@
+"""`pellucid compile`: a network and its explanation in one ONNX file."""
+
+from __future__ import annotations
+
+import json
+import os
+from argparse import Namespace
+from pathlib import Path
+
+from pellucid.cli.explain import read_options, read_target
+from pellucid.cli.model import MODEL_HELP, add_model_options, open_model, read_preprocess
+from pellucid.cli.parser import Parser
+from pellucid.cli.quiet import talk_aside
+from pellucid.cli.terminal import item, plain
+from pellucid.errors import InputError, PellucidError
+from pellucid.labels import load_labels
+
+__all__ = ["parser", "run"]
+
+_EXAMPLES = """\
+examples:
+  pellucid compile model.onnx -o cam.onnx
+  pellucid compile model.onnx --method saliency --target input
+  pellucid compile model.onnx --method integrated-gradients --option steps=64
+
+The file takes the model's input and gives its outputs, `heatmap`, `attribution`, `target` and
+`score`. Any ONNX runtime executes it, with no Python around.
+"""
+
+
+def parser() -> Parser:
+    """Describe the arguments."""
+    parser = Parser(
+        "pellucid compile",
+        "Write one ONNX file that gives a network's prediction and the explanation of it.",
+        _EXAMPLES,
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument(
+        "--method",
+        metavar="NAME",
+        default="grad-cam",
+        help="grad-cam (the default), hires-cam, layer-cam, saliency, input-x-gradient, "
+        "guided-backprop, guided-grad-cam, smooth-grad, integrated-gradients",
+    )
+    parser.add_argument(
+        "--target",
+        metavar="argmax|input|INDEX|LABEL",
+        default="argmax",
+        help="the top class (the default), a class given with each call, or one for good",
+    )
+    parser.add_argument("--layer", metavar="NAME", help="where to look, see `pellucid layers`")
+    parser.add_argument(
+        "--size", metavar="HxW", help="of the heatmap; by default that of the model's input"
+    )
+    parser.add_argument(
+        "--option",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="an option of the method, such as steps=64 or samples=32; may be repeated",
+    )
+    parser.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="class names to write into the file: a text file with one a line, .json, or imagenet",
+    )
+    parser.add_argument(
+        "-o", "--out", metavar="FILE", help="the file to write; by default MODEL-METHOD.onnx"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_model_options(parser)
+    return parser
+
+
+def run(arguments: Namespace) -> None:
+    """Compile, write the file, print what it does."""
+    size, options = _size(arguments.size), read_options(arguments.option)
+    labels, preprocess = load_labels(arguments.labels), read_preprocess(arguments.preprocess)
+    out = Path(arguments.out or f"{Path(arguments.model).stem}-{arguments.method}.onnx")
+    if os.path.realpath(out.expanduser()) == os.path.realpath(Path(arguments.model).expanduser()):
+        raise PellucidError(f"--out {out} would overwrite the model that this command reads.")
+    target = read_target(arguments.target)
+    assert target is not None  # it has a default
+    with talk_aside():
+        from pellucid.compiling import compile_explainer
+
+        explainer = compile_explainer(
+            open_model(arguments, preprocess, labels),
+            arguments.method,
+            layer=arguments.layer,
+            target=target,
+            size=size,
+            **options,
+        )
+        explainer.save(out)
+    facts = explainer.facts
+    if arguments.json:
+        print(json.dumps({"file": str(out), **facts}))
+        return
+    print(item("method", facts["method"]))
+    print(item("target", str(facts["target"])))
+    if facts["layer"]:
+        print(item("layer", plain(facts["layer"])))
+    print(item("inputs", ", ".join(plain(v.name) for v in explainer.model.graph.input)))
+    print(item("outputs", ", ".join(plain(v.name) for v in explainer.model.graph.output)))
+    print(item("written", plain(out), "green"))
+
+
+def _size(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise InputError(f"--size {text!r}: expected HEIGHTxWIDTH, such as 224x224.")
+    return tuple(int(part) for part in parts)

@@ -1,0 +1,351 @@
+"""Compiled explanations: run by plain onnxruntime, they equal what PyTorch's gradients give."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from PIL import Image
+
+import pellucid
+from pellucid.cli import main
+from pellucid.compiling import CAMS, COMPILED
+from pellucid.errors import (
+    InputError,
+    LayerError,
+    LoadError,
+    MethodError,
+    TargetError,
+    UnsupportedError,
+)
+from pellucid.images import resize_map
+from pellucid.methods.layer_choice import as_grid, choose_layer
+from pellucid.methods.objective import Objective
+from tests.adapters.test_onnx import batch, network
+from tests.adapters.test_onnx_gradients import matches, onnx_adapter, torch_adapter
+from tests.twins import TWINS
+
+NAMES = ["conv1d", "conv3d", "nested_shared", "plain", "residual", "separable", "vit"]
+TOLERANCE = 2e-5
+
+
+@cache
+def session(name: str, method: str) -> onnxruntime.InferenceSession:
+    explainer = pellucid.compile(onnx_adapter(name, True), method, layer=layer(name, method))
+    return onnxruntime.InferenceSession(explainer.model.SerializeToString())
+
+
+def layer(name: str, method: str) -> str | None:
+    """The layer of the file that a map is drawn at, one that PyTorch has too."""
+    if method not in CAMS and method != "guided-grad-cam":
+        return None
+    return list(grids(name).values())[-1]
+
+
+@cache
+def grids(name: str) -> dict[str, str]:
+    """PyTorch layer -> layer of the file, for those with a grid and on the way to the score."""
+    model, x = torch_adapter(name), TWINS[name].inputs(1)
+    found = {}
+    for ours, own in matches(name, True).items():
+        shape = model.layer(ours).shape
+        if len(shape) > 2 and 1 not in shape[2:] and model.layer(ours).layout != "features":
+            _, gradients = model.pullback(x, Objective(model), [ours])
+            (gradient,) = as_grid(model, ours, gradients[ours])  # without the class token
+            if gradient.any():
+                found[ours] = own
+    return found
+
+
+def outputs(name: str, method: str, x: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+    plain = session(name, method)
+    feeds = dict(zip((i.name for i in plain.get_inputs()), x, strict=True))
+    return dict(zip((o.name for o in plain.get_outputs()), plain.run(None, feeds), strict=True))
+
+
+# ---- the methods, slowly and from PyTorch's gradients ------------------------------------------
+
+
+def by_hand(name: str, method: str, x: tuple[np.ndarray, ...]) -> np.ndarray:
+    model = torch_adapter(name)
+    objective = Objective(model)
+
+    def gradient(image, relu="exact"):
+        return model.pullback((image, *x[1:]), objective, ["input"], relu=relu)[1]["input"]
+
+    def cam(kind):
+        at = list(grids(name))[-1]
+        values, gradients = model.pullback(x, objective, [at], fetch=[*objective.fetch, at])
+        a, g = as_grid(model, at, values[at], gradients[at])
+        positions = tuple(range(2, a.ndim))
+        if kind == "grad-cam":
+            g = g.mean(positions, keepdims=True)
+        elif kind == "layer-cam":
+            g = np.maximum(g, 0)
+        return np.maximum((g * a).sum(1), 0)
+
+    exact = gradient(x[0])  # decides the class
+    if method in CAMS:
+        return cam(method)
+    if method == "saliency":
+        return exact
+    if method == "input-x-gradient":
+        return x[0] * exact
+    if method == "guided-backprop":
+        return gradient(x[0], "guided")
+    if method == "guided-grad-cam":
+        size = x[0].shape[2:]
+        drawn = np.stack([resize_map(one, size) for one in cam("grad-cam")])
+        return gradient(x[0], "guided") * drawn[:, None]
+    if method == "smooth-grad":
+        noise = np.random.default_rng(0).standard_normal((16, *x[0].shape[1:]), np.float32)
+        axes = tuple(range(1, x[0].ndim))
+        spread = np.ptp(x[0], axis=axes, keepdims=True)
+        return np.mean([gradient(x[0] + np.float32(0.15) * n * spread) for n in noise], axis=0)
+    nodes, weights = np.polynomial.legendre.leggauss(32)
+    points = [np.float32((a + 1) / 2) for a in nodes]
+    return x[0] * sum(w / 2 * gradient(x[0] * a) for a, w in zip(points, weights, strict=True))
+
+
+@pytest.mark.parametrize("method", COMPILED)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_attribution_is_the_formulas_over_pytorchs_gradients(name, method):
+    x = TWINS[name].inputs(3)
+    ours, theirs = by_hand(name, method, x), outputs(name, method, x)["attribution"]
+    assert ours.shape == theirs.shape
+    assert np.abs(ours).max() > 0
+    assert np.abs(ours - theirs).max() <= TOLERANCE * np.abs(ours).max()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_grad_cam_is_what_explain_draws(name):
+    x = TWINS[name].inputs(3)
+    model = onnx_adapter(name, True)
+    given = x if len(x) > 1 else x[0]
+    explanations = pellucid.explain(model, given, layer=layer(name, "grad-cam"))
+    found = outputs(name, "grad-cam", x)
+    for index, one in enumerate(explanations):
+        scale = one.attribution.max()
+        assert np.abs(found["attribution"][index] - one.attribution).max() <= TOLERANCE * scale
+        np.testing.assert_allclose(found["heatmap"][index], one.heatmap, atol=1e-5)
+        assert found["target"][index] == one.target
+        assert found["score"][index] == pytest.approx(one.score, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", COMPILED)
+def test_the_batch_is_dynamic_and_the_models_own_outputs_are_untouched(method):
+    name = "residual"
+    x = TWINS[name].inputs(4)[0]
+    together = outputs(name, method, (x,))
+    alone = [outputs(name, method, (image[None],)) for image in x]
+    own = onnx_adapter(name, True).run(x)["output"]
+    np.testing.assert_allclose(next(iter(together.values())), own, rtol=1e-5, atol=1e-6)
+    for key, value in together.items():
+        rows = np.concatenate([one[key] for one in alone])
+        np.testing.assert_allclose(rows, value, rtol=1e-4, atol=1e-5 * np.abs(value).max())
+
+
+@pytest.mark.parametrize("method", ["integrated-gradients", "input-x-gradient"])
+def test_integrated_gradients_add_up_to_the_change_of_the_score(method):
+    x = TWINS["residual"].inputs(3)
+    model = onnx_adapter("residual", True)
+    found = outputs("residual", method, x)
+    rows = np.arange(3), found["target"]
+    change = (model.run(x, ["logits"])["logits"] - model.run(x[0] * 0, ["logits"])["logits"])[rows]
+    gap = np.abs(found["attribution"].sum((1, 2, 3)) - change).max() / np.abs(change).max()
+    assert gap < 0.01 if method == "integrated-gradients" else gap > 0.1
+
+
+@pytest.mark.parametrize("method", COMPILED)
+def test_the_file_is_valid_and_standard_throughout(method):
+    model = pellucid.compile(onnx_adapter("residual", True), method).model
+    onnx.checker.check_model(model, full_check=True)
+    domains = set()
+
+    def visit(graph):
+        for node in graph.node:
+            domains.add(node.domain)
+            for attribute in node.attribute:
+                if attribute.HasField("g"):
+                    visit(attribute.g)
+
+    visit(model.graph)
+    assert domains == {""}
+    assert {opset.domain for opset in model.opset_import} == {""}
+    assert all(value.type.tensor_type.HasField("shape") for value in model.graph.output)
+
+
+def test_averages_share_the_weights_with_the_network_and_do_not_repeat_them():
+    model = onnx_adapter("residual", True)
+    once = pellucid.compile(model, "saliency").model.ByteSize()
+    few, many = (
+        pellucid.compile(model, "integrated-gradients", steps=steps).model.ByteSize()
+        for steps in (2, 64)
+    )
+    assert many - few < 1000  # the steps are a loop
+    assert few < 1.6 * once
+
+
+# ---- targets, sizes, layouts ------------------------------------------------------------------
+
+
+def test_the_class_can_be_an_input_one_for_all_or_one_each():
+    model, x = onnx_adapter("residual", True), TWINS["residual"].inputs(3)[0]
+    plain = onnxruntime.InferenceSession(
+        pellucid.compile(model, target="input").model.SerializeToString()
+    )
+    image = plain.get_inputs()[0].name
+    assert [i.name for i in plain.get_inputs()] == [image, "class_index"]
+    for classes in ([7], [1, 4, 9]):
+        feeds = {image: x, "class_index": np.array(classes, np.int64)}
+        attribution, target = plain.run(["attribution", "target"], feeds)
+        targets = classes * 3 if len(classes) == 1 else classes
+        expected = pellucid.explain(model, x, target=targets)
+        assert target.tolist() == targets
+        for one, other in zip(expected, attribution, strict=True):
+            np.testing.assert_allclose(other, one.attribution, atol=1e-5 * one.attribution.max())
+
+
+def test_a_class_or_a_label_can_be_fixed_in_the_file():
+    labels = [f"class {index}" for index in range(10)]
+    model = pellucid.load(TWINS["residual"].onnx(), labels=labels)
+    x = TWINS["residual"].inputs(2)[0]
+    by_index, by_label = (
+        pellucid.compile(model, target=4),
+        pellucid.compile(model, target="class 4"),
+    )
+    for explainer in (by_index, by_label):
+        one = explainer(x)[0]
+        assert (one.target, one.label) == (4, "class 4")
+    with pytest.raises(InputError, match="10 classes"):
+        pellucid.compile(model, target=10)
+    with pytest.raises(TargetError, match="target='input'"):
+        by_index(x, target=3)
+
+
+def test_a_dense_output_is_explained_by_its_mean():
+    x = batch(2)
+    model = network(tail="")
+    del model.graph.node[-2:]  # the mean and the dense layer
+    model.graph.output[0].name = "relu"
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    for size in ("N", 8, 8, 8):
+        dim = model.graph.output[0].type.tensor_type.shape.dim.add()
+        dim.dim_param, dim.dim_value = (size, 0) if size == "N" else ("", size)
+        if size == "N":
+            dim.dim_param = "N"
+    expected = pellucid.explain(pellucid.load(model), x, layer="pool")
+    found = pellucid.compile(model, layer="pool")(x)
+    for one, other in zip(expected, found, strict=True):
+        assert one.target == other.target
+        assert one.score == pytest.approx(other.score, rel=1e-5)
+        np.testing.assert_allclose(other.attribution, one.attribution, atol=1e-7)
+
+
+def test_a_channels_last_model_gives_its_attribution_channels_first():
+    x = batch(2)
+    last, first = (pellucid.compile(network(channels_last=c), "input-x-gradient") for c in (1, 0))
+    for one, other in zip(last(x.transpose(0, 2, 3, 1)), first(x), strict=True):
+        np.testing.assert_allclose(one.attribution, other.attribution, atol=1e-6)
+        np.testing.assert_allclose(one.heatmap, other.heatmap, atol=1e-5)
+
+
+def test_the_heatmap_has_the_size_that_was_asked_for():
+    model, x = onnx_adapter("residual", True), TWINS["residual"].inputs(2)[0]
+    compiled = pellucid.compile(model, size=(50, 70)).model
+    plain = onnxruntime.InferenceSession(compiled.SerializeToString())
+    heat, raw = plain.run(["heatmap", "attribution"], {plain.get_inputs()[0].name: x})
+    for drawn, one in zip(heat, raw, strict=True):
+        np.testing.assert_allclose(drawn, resize_map(one / one.max(), (50, 70)), atol=1e-5)
+
+
+def test_an_empty_map_is_zero_and_no_nan():
+    model = onnx_adapter("residual", True)
+    found = pellucid.compile(model)
+    plain = onnxruntime.InferenceSession(found.model.SerializeToString())
+    feeds = {plain.get_inputs()[0].name: np.zeros((1, 3, 32, 32), np.float32)}
+    (heat,) = plain.run(["heatmap"], feeds)
+    assert np.isfinite(heat).all()
+
+
+# ---- files ------------------------------------------------------------------------------------
+
+
+def test_a_saved_explainer_says_what_it_is_and_explains_pictures(tmp_path):
+    labels = [f"class {index}" for index in range(10)]
+    settings = {"mean": (0.5, 0.4, 0.3), "std": (0.2,), "scale": 1 / 255, "size": (32, 32)}
+    model = pellucid.load(TWINS["residual"].onnx(), labels=labels, preprocess=settings)
+    path = pellucid.compile(model).save(tmp_path / "cam.onnx")
+    explainer = pellucid.load_explainer(path)
+    assert explainer.facts["model_sha256"] == model.fingerprint
+    assert explainer.facts["method"] == "grad-cam"
+    assert explainer.facts["layer"] == choose_layer(model).name
+    assert explainer.facts["labels"] == labels
+    noise = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    one, other = explainer(noise), pellucid.explain(model, noise)
+    np.testing.assert_allclose(one.attribution, other.attribution, rtol=1e-4, atol=1e-6)
+    assert one.heatmap.shape == (60, 90)
+    assert (one.label, one.layer) == (other.label, other.layer)
+    assert one.probability == pytest.approx(other.probability, rel=1e-4)
+    assert [index for index, _, _ in one.top] == [index for index, _, _ in other.top]
+
+
+def test_the_command_compiles(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    onnx.save(network(), "model.onnx")
+    assert main(["compile", "model.onnx", "--method", "saliency", "-o", "saliency.onnx"]) == 0
+    assert "saliency.onnx" in capfd.readouterr().out
+    x = batch(1)
+    one = pellucid.load_explainer("saliency.onnx")(x)[0]
+    assert one.method == "saliency"
+    assert main(["compile", "model.onnx", "--target", "3", "--json"]) == 0
+    said = json.loads(capfd.readouterr().out)
+    assert (said["file"], said["layer"], said["target"]) == ("model-grad-cam.onnx", "relu:1", 3)
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save("picture.png")
+    assert pellucid.load_explainer("model-grad-cam.onnx")("picture.png").target == 3
+    assert main(["compile", "model.onnx", "-o", "model.onnx"]) == 2
+    assert main(["compile", "model.onnx", "--method", "grad-cum"]) == 2
+    assert main(["compile", "model.onnx", "--method", "integrated-gradients", "--option",
+                 "steps=4"]) == 0  # fmt: skip
+
+
+# ---- what it refuses --------------------------------------------------------------------------
+
+
+def test_what_cannot_be_compiled_is_said():
+    import torch
+
+    model = onnx_adapter("residual", True)
+    with pytest.raises(MethodError, match="Did you mean 'saliency'"):
+        pellucid.compile(model, "saliencey")
+    with pytest.raises(MethodError, match=r"no option 'step'.*Did you mean 'steps'"):
+        pellucid.compile(model, "integrated-gradients", step=3)
+    with pytest.raises(MethodError, match="steps=0"):
+        pellucid.compile(model, "integrated-gradients", steps=0)
+    with pytest.raises(MethodError, match="leave layer= out"):
+        pellucid.compile(model, "saliency", layer="node_relu")
+    with pytest.raises(LayerError, match="no spatial grid"):
+        pellucid.compile(model, layer="node_linear")
+    with pytest.raises(LayerError, match="does not depend"):
+        pellucid.compile(onnx_adapter("two_by_two", True), layer="node_upsample_nearest2d")
+    with pytest.raises(UnsupportedError, match="export it to ONNX"):
+        pellucid.compile(torch.nn.Conv2d(3, 2, 3).eval())
+
+
+def test_an_operator_that_is_not_standard_is_named():
+    model = network()
+    model.graph.node[-2].op_type, model.graph.node[-2].domain = "QuickGelu", "com.microsoft"
+    model.graph.node[-2].ClearField("attribute")
+    model.opset_import.add(domain="com.microsoft", version=1)
+    with pytest.raises(UnsupportedError, match=r"com\.microsoft\.QuickGelu"):
+        pellucid.compile(model)
+
+
+def test_a_file_that_is_no_explainer_is_refused(tmp_path):
+    onnx.save(network(), tmp_path / "m.onnx")
+    with pytest.raises(LoadError, match="no compiled explanation"):
+        pellucid.load_explainer(tmp_path / "m.onnx")
