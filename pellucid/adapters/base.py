@@ -43,7 +43,7 @@ class Layer:
     ----------
     name : the framework's own name; later calls of a reused layer are `pool:1`, `pool:2`, and
         layers of nested models are `inner/conv` in Keras, `block.conv` in PyTorch.
-    kind : the shared vocabulary of `pellucid.adapters.kinds` ("Conv2D", "ReLU", ...).
+    kind : the shared vocabulary of `pellucid.graph.kinds` ("Conv2D", "ReLU", ...).
     shape : shape of the output, channels first, `None` for the batch.
     layout : what the axes mean: `(N, C, *spatial)`, `(N, T, C)` or `(N, C)`.
     framework_class : the class as the framework names it.

@@ -19,7 +19,7 @@ from typing import Any
 import tensorflow as tf
 
 from pellucid.adapters.base import Layer, Layout
-from pellucid.adapters.kinds import kind_of, layout_of
+from pellucid.graph.kinds import kind_of, layout_of
 
 __all__ = ["Trace", "channels_first", "numbered", "trace"]
 

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.adapters.base import Layer, Layout, Port
-from pellucid.adapters.kinds import kind_of, layout_of
 from pellucid.adapters.torch.observe import (
     FinalActivations,
     numbered,
@@ -28,6 +27,7 @@ from pellucid.adapters.torch.observe import (
     undisturbed,
 )
 from pellucid.errors import UnsupportedError, first_line
+from pellucid.graph.kinds import kind_of, layout_of
 
 __all__ = ["Probe", "probe"]
 
