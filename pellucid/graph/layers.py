@@ -41,6 +41,7 @@ class GraphLayer:
     dtype : NumPy name of the output's element type.
     parameters : number of learned numbers, counted at the layer that uses them first.
     shared_parameters : those of them that an earlier layer has counted.
+    statistics : number of running means and variances, counted in the same way.
     multiply_adds : for one sample, None where the shapes do not tell.
     activation_bytes : size of the output for one sample.
     path : names of the containers that it is in, outermost first.
@@ -60,6 +61,7 @@ class GraphLayer:
     dtype: str = "float32"
     parameters: int = 0
     shared_parameters: int = 0
+    statistics: int = 0
     multiply_adds: int | None = 0
     activation_bytes: int = 0
     path: tuple[str, ...] = ()
@@ -158,6 +160,11 @@ class LayerGraph:
     def parameters(self) -> int:
         """Number of learned numbers; shared ones count once."""
         return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def statistics(self) -> int:
+        """Number of running means and variances, which are kept but not learned."""
+        return sum(layer.statistics for layer in self.layers)
 
     @property
     def multiply_adds(self) -> int:
@@ -286,7 +293,8 @@ class LayerGraph:
         """Draw the graph into a file; see `pellucid.graph.drawing.draw`."""
         from pellucid.graph.drawing import draw
 
-        return draw(self, path, style=style, **options)
+        drawn: Path = draw(self, path, style=style, **options)
+        return drawn
 
     def __str__(self) -> str:
         """Show the table."""

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pellucid.graph.layers import GraphLayer, LayerGraph
 
-__all__ = ["COLUMNS", "cells", "short_count", "shown_shape", "text_table"]
+__all__ = ["COLUMNS", "TIMES", "cells", "short_count", "shown_shape", "text_table"]
 
+TIMES = "\N{MULTIPLICATION SIGN}"
 COLUMNS = ("Layer", "Kind", "Output", "Parameters", "Multiply-adds", "From")
 _RIGHT = (3, 4)  # columns of numbers
 _WIDEST = (44, 24, 24, 13, 13, 40)
@@ -29,7 +30,7 @@ def short_count(count: int | None) -> str:
 def shown_shape(shape: tuple[int | None, ...]) -> str:
     """Write a shape: N x 64 x 56 x 56."""
     first = ["N" if size is None else str(size) for size in shape[:1]]
-    return " × ".join([*first, *("?" if size is None else str(size) for size in shape[1:])])
+    return f" {TIMES} ".join([*first, *("?" if size is None else str(size) for size in shape[1:])])
 
 
 def cells(layer: GraphLayer) -> tuple[str, ...]:

@@ -51,12 +51,14 @@ class Probe:
     Attributes
     ----------
     activation_calls : for every output, which softmax or sigmoid call ends it, or None.
+    shapes : of the noise that was run, the batch included.
     """
 
     layers: tuple[Layer, ...]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     activation_calls: tuple[int | None, ...]
+    shapes: tuple[tuple[int, ...], ...]
 
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -113,7 +115,7 @@ def probe(
         )
         for index, (result, call) in enumerate(zip(results, ends, strict=True))
     )
-    return Probe(tuple(layers), inputs, outputs, tuple(ends))
+    return Probe(tuple(layers), inputs, outputs, tuple(ends), shapes)
 
 
 def _watched_run(
