@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pellucid.explanation import Explanation
 from PIL import Image
 
 import pellucid
@@ -24,7 +25,6 @@ from pellucid.cli.quiet import talk_aside
 from pellucid.cli.terminal import item, plain, styled, table
 from pellucid.cli.wording import in_options
 from pellucid.errors import PellucidError
-from pellucid.explanation import Explanation
 
 NETWORK = """
 import torch

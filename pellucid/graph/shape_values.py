@@ -46,6 +46,7 @@ def shape_values(graph: GraphProto, shapes: Mapping[str, Shape]) -> dict[str, ND
         for name, tensor in constants(graph).items()
         if np.prod(tensor.dims, initial=1) <= _MOST and not tensor.external_data
     }
+    shapes = {**shapes, **{tensor.name: tuple(tensor.dims) for tensor in graph.initializer}}
     found: dict[str, NDArray[np.generic]] = {}
     for node in graph.node:
         if node.op_type in ("Shape", "Size"):
