@@ -48,12 +48,14 @@ class Grouping:
     ----------
     owner : which group a node belongs to, by position in `groups`.
     paths : the containers that a node lies in, for nodes that belong to no group.
+    shared : nodes that only arrange what several calls read.
     """
 
     groups: list[Group] = field(default_factory=list)
     owner: dict[int, int] = field(default_factory=dict)
     paths: dict[int, tuple[str, ...]] = field(default_factory=dict)
     containers: list[Container] = field(default_factory=list)
+    shared: set[int] = field(default_factory=set)
 
     def add(self, group: Group) -> None:
         """Add a group and claim its nodes."""
@@ -80,6 +82,8 @@ def marked_groups(form: OnnxForm, wiring: Wiring) -> Grouping:
             for index in wiring.before(call.outputs, stop)
             if index not in grouping.owner and not _is_foreign_mark(index, call, marks, wiring)
         ]
+        grouping.shared |= _shared(nodes, call, wiring)
+        nodes = [index for index in nodes if index not in grouping.shared]
         grouping.add(
             Group(
                 call.kind, sorted(nodes), call.outputs[0], call.name, call.framework_class,
@@ -124,6 +128,21 @@ def _boundary(call: Call, wiring: Wiring) -> set[str]:
             if source in call.outputs:
                 break
             index = None
+    return found
+
+
+def _shared(nodes: Sequence[int], call: Call, wiring: Wiring) -> set[int]:
+    """Find the nodes at a call's entry that other calls read too.
+
+    Exporters turn the axes of a tensor once for all convolutions that read it.
+    """
+    inside, found = set(nodes), set[int]()
+    for index in sorted(nodes):
+        arranges = wiring.nodes[index].op_type in (*TRANSPARENT, "Transpose")
+        first = all(s not in inside or s in found for s in wiring.sources(index))
+        ends = set(call.outputs).intersection(wiring.nodes[index].output)
+        if arranges and first and not ends and not inside.issuperset(wiring.following(index)):
+            found.add(index)
     return found
 
 

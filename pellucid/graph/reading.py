@@ -46,7 +46,7 @@ def read_graph(form: OnnxForm, sizes: Mapping[str, Shape] | None = None) -> Laye
     free = {
         index
         for index in range(len(wiring.nodes))
-        if index not in grouping.owner and wiring.is_live(index)
+        if index not in grouping.owner and index not in grouping.shared and wiring.is_live(index)
     }
     patterns = folded(wiring, free)
     alone = free.difference(*(nodes for _, nodes in patterns))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,8 @@ __all__ = ["MarkingRecorder", "export_trace"]
 
 _OPSET = 18
 _DOMAIN = "pellucid"
+_LARGE = 1 << 14  # bytes
+_WITH_KERNEL = frozenset(("Conv1D", "Conv2D", "Conv3D", "MatMul", "BatchMatMulV2"))
 _STATISTIC = re.compile(r"moving_(mean|variance)|(^|/)(mean|variance|count)(:\d+)?$")
 
 
@@ -167,27 +169,16 @@ def _fused(operation: Any) -> str:
 def _converted(function: Any, inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
     try:
         from tf2onnx import tf_loader
-        from tf2onnx.convert import _convert_common
     except ImportError as error:
         raise UnsupportedError(
             "The layer graph of a Keras model needs tf2onnx: install 'pellucid[tensorflow]'."
         ) from error
-    handlers: dict[str, Any] = {"Snapshot": (_mark, []), "Erfc": (_erfc, [])}
     found = _Obstacles()
     with found.listening(), tf.device("/cpu:0"):
         try:
-            graph = tf_loader.from_function(function, inputs, outputs)
-            model: onnx.ModelProto
-            model, _ = _convert_common(
-                graph,
-                name="network",
-                continue_on_error=True,
-                opset=_OPSET,
-                custom_op_handlers=handlers,
-                extra_opset=[onnx.helper.make_opsetid(_DOMAIN, 1)],
-                input_names=inputs,
-                output_names=outputs,
-            )
+            frozen = tf_loader.from_function(function, inputs, outputs)
+            weights = _taken_out(frozen)
+            model = _without_weights(frozen, [*inputs, *weights], outputs)
         except Exception as error:  # tf2onnx raises whatever its handlers raise
             raise UnsupportedError(found.message(first_line(error))) from error
     if found.operations:
@@ -198,7 +189,73 @@ def _converted(function: Any, inputs: list[str], outputs: list[str]) -> onnx.Mod
     kept = [opset for opset in model.opset_import if opset.domain != _DOMAIN]
     del model.opset_import[:]
     model.opset_import.extend(kept)
+    _put_back(model.graph, weights)
     return model
+
+
+def _without_weights(graph: Any, inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
+    from tf2onnx import optimizer
+    from tf2onnx.tfonnx import process_tf_graph
+
+    handlers: dict[str, Any] = {"Snapshot": (_mark, []), "Erfc": (_erfc, [])}
+    with tf.Graph().as_default() as imported:
+        tf.import_graph_def(graph, name="")
+        converted = process_tf_graph(
+            imported,
+            continue_on_error=True,
+            opset=_OPSET,
+            custom_op_handlers=handlers,
+            extra_opset=[onnx.helper.make_opsetid(_DOMAIN, 1)],
+            input_names=inputs,
+            output_names=outputs,
+        )
+    optimized = optimizer.optimize_graph(converted, catch_errors=False)
+    model: onnx.ModelProto = optimized.make_model("network")
+    return model
+
+
+def _taken_out(graph: Any) -> dict[str, Any]:
+    """Turn large kernels into inputs, and return them by tensor.
+
+    tf2onnx copies every constant dozens of times; a VGG-16 would need forty gigabytes.
+    """
+    readers: dict[str, list[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name.removeprefix("^").split(":")[0], []).append(node.op)
+    found = {}
+    for node in graph.node:
+        if node.op != "Const" or not _WITH_KERNEL.issuperset(readers.get(node.name, ["none"])):
+            continue
+        array = tf.make_ndarray(node.attr["value"].tensor)
+        if array.nbytes < _LARGE:
+            continue
+        found[f"{node.name}:0"] = array
+        kind = node.attr["dtype"].type
+        node.op = "Placeholder"
+        node.attr.clear()
+        node.attr["dtype"].type = kind
+        node.attr["shape"].shape.CopyFrom(tf.TensorShape(array.shape).as_proto())
+    return found
+
+
+def _put_back(graph: onnx.GraphProto, weights: Mapping[str, Any]) -> None:
+    """Turn the inputs that are kernels into initializers, with their axes as their node wants."""
+    turned: dict[str, Any] = {}
+    for node in list(graph.node):
+        if node.op_type == "Transpose" and node.input[0] in weights:
+            order = next(list(a.ints) for a in node.attribute if a.name == "perm")
+            turned[node.output[0]] = weights[node.input[0]].transpose(order)
+            graph.node.remove(node)
+    read = {name for node in graph.node for name in node.input}
+    arrays = {**{n: a for n, a in weights.items() if n in read}, **turned}
+    graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
+        for name, array in arrays.items()
+    )
+    kept = [value for value in graph.input if value.name not in weights]
+    del graph.input[:]
+    graph.input.extend(kept)
 
 
 def _mark(_context: Any, node: Any, _name: str, _arguments: Any) -> Any:
