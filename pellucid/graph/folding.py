@@ -27,6 +27,7 @@ _ELEMENTWISE = frozenset((
     "Reshape", "Expand",
 ))  # fmt: skip
 _HEADS = TRANSPARENT | {"Reshape", "Transpose"}
+_NORMS = ("LayerNorm", "RMSNorm")  # they read the centred input twice
 _DEEPEST = 16  # nodes of one pattern
 
 
@@ -162,8 +163,9 @@ def _region(
         closed = all(
             reader in nodes for i in nodes - {last} for reader in wiring.following(i)
         ) and not any(n in wiring.results for i in nodes - {last} for n in wiring.nodes[i].output)
-        kinds = Counter(wiring.nodes[i].op_type for i in nodes)
-        if closed and len(nodes) > 1 and _kind_of_region(kinds):
+        kind = _kind_of_region(Counter(wiring.nodes[i].op_type for i in nodes))
+        once = all(len(wiring.following(i)) == 1 for i in nodes - {last})
+        if closed and len(nodes) > 1 and kind and (once or kind in _NORMS):
             best = nodes
     return best
 
