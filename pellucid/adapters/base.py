@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from pellucid.errors import InputError, LayerError, UnsupportedError, nearest
 
 if TYPE_CHECKING:
+    from pellucid.graph.form import OnnxForm
+    from pellucid.graph.layers import LayerGraph
     from pellucid.images import Prepared, Preprocessing
 from pellucid.labels import load_labels
 
@@ -58,7 +60,7 @@ class Layer:
     ----------
     name : the framework's own name; later calls of a reused layer are `pool:1`, `pool:2`, and
         layers of nested models are `inner/conv` in Keras, `block.conv` in PyTorch.
-    kind : the shared vocabulary of `pellucid.adapters.kinds` ("Conv2D", "ReLU", ...).
+    kind : the shared vocabulary of `pellucid.graph.kinds` ("Conv2D", "ReLU", ...).
     shape : shape of the output, channels first, `None` for the batch.
     layout : what the axes mean: `(N, C, *spatial)`, `(N, T, C)` or `(N, C)`.
     framework_class : the class as the framework names it.
@@ -148,6 +150,8 @@ class Adapter(ABC):
         self.labels = load_labels(labels)
         self.preprocess = preprocess
         self.source = source
+        self._form: tuple[tuple[str, ...], OnnxForm] | None = None
+        self._graph: tuple[OnnxForm, LayerGraph] | None = None
 
     # ---- what an adapter gives ---------------------------------------------------------------
 
@@ -182,12 +186,38 @@ class Adapter(ABC):
         return False
 
     @property
-    def graph(self) -> Any:
-        """The layer graph, read from the model's ONNX form."""
-        raise UnsupportedError(
-            "The layer graph is not part of this version. Use `model.layers`, the list of layers "
-            "in execution order."
-        )
+    def graph(self) -> LayerGraph:
+        """The layer graph, read from the model's ONNX form.
+
+        Raises
+        ------
+        UnsupportedError : the model has no ONNX form; the message says what stands in the way.
+        """
+        from pellucid.graph.reading import read_graph
+
+        form = self.form
+        if self._graph is None or self._graph[0] is not form:
+            self._graph = (form, read_graph(form))
+        return self._graph[1]
+
+    @property
+    def form(self) -> OnnxForm:
+        """The model's ONNX form with every layer call marked; made once, then kept on disk."""
+        from pellucid.graph.cache import cached_form
+
+        key = self._form_key()
+        if self._form is None or self._form[0] != key:
+            self._form = (key, cached_form(key, self._export))
+        return self._form[1]
+
+    def _form_key(self) -> tuple[str, ...]:
+        """Return all that the ONNX form follows from."""
+        versions = (f"{name} {version}" for name, version in self.versions.items())
+        return (self.framework, self.fingerprint, *versions)
+
+    def _export(self) -> OnnxForm:
+        """Make the ONNX form."""
+        raise UnsupportedError(f"Models of {self.framework} have no layer graph.")
 
     @abstractmethod
     def _run(self, x: tuple[Array, ...], fetch: tuple[str, ...]) -> dict[str, Array]: ...

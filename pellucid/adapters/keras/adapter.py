@@ -20,8 +20,9 @@ import tensorflow as tf
 
 from pellucid.adapters.base import Adapter, Array, Batch, Layer, Port, Rectifier, Seed, numbered
 from pellucid.adapters.keras.program import Program, program
-from pellucid.adapters.keras.trace import Trace, channels_first, trace
+from pellucid.adapters.keras.trace import Recorder, Trace, channels_first, trace
 from pellucid.errors import InputError, UnsupportedError, first_line
+from pellucid.graph.form import OnnxForm
 
 __all__ = ["KerasAdapter"]
 
@@ -163,24 +164,28 @@ class KerasAdapter(Adapter):
     @cached_property
     def _described(self) -> Trace:
         """The trace from which the layers are listed; a size that is free is taken as 224."""
-        return self._trace(
-            tuple(
-                tuple(_DEFAULT_SIZE if size is None else size for size in spec.shape[1:])
-                for spec in self._declared
-            )
+        return self._trace(self._described_shapes)
+
+    @property
+    def _described_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(
+            tuple(_DEFAULT_SIZE if size is None else size for size in spec.shape[1:])
+            for spec in self._declared
         )
 
     def _trace(self, own_shapes: tuple[tuple[int, ...], ...]) -> Trace:
         with self._lock:
             if own_shapes not in self._traces:
-                specs = [
-                    tf.TensorSpec((spec.shape[0], *shape), spec.dtype)
-                    for spec, shape in zip(self._declared, own_shapes, strict=True)
-                ]
-                self._traces[own_shapes] = self._traced(specs)
+                self._traces[own_shapes] = self._traced(self._specs(own_shapes))
             return self._traces[own_shapes]
 
-    def _traced(self, specs: Sequence[Any]) -> Trace:
+    def _specs(self, own_shapes: Sequence[tuple[int, ...]]) -> list[Any]:
+        return [
+            tf.TensorSpec((spec.shape[0], *shape), spec.dtype)
+            for spec, shape in zip(self._declared, own_shapes, strict=True)
+        ]
+
+    def _traced(self, specs: Sequence[Any], recorder: Recorder | None = None) -> Trace:
         family = sys.modules[self._family]
         operation = getattr(family, "Operation", family.layers.Layer)
         if not self.model.built:
@@ -203,7 +208,7 @@ class KerasAdapter(Adapter):
         try:
             data_format = family.backend.image_data_format()
             with tf.device(self._device):
-                return trace(operation, family.Model, call, specs, data_format)
+                return trace(operation, family.Model, call, specs, data_format, recorder)
         except (ValueError, TypeError, tf.errors.OpError) as error:
             shapes = ", ".join(str(tuple(spec.shape)) for spec in specs)
             raise InputError(
@@ -213,6 +218,26 @@ class KerasAdapter(Adapter):
     @property
     def _is_functional(self) -> bool:
         return bool(getattr(self.model, "inputs", None))
+
+    # ---- the ONNX form -----------------------------------------------------------------------
+
+    def _form_key(self) -> tuple[str, ...]:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            converter = version("tf2onnx")
+        except PackageNotFoundError:
+            converter = ""
+        return (*super()._form_key(), str(self._described_shapes), converter)
+
+    def _export(self) -> OnnxForm:
+        from pellucid.adapters.keras.export import MarkingRecorder, export_trace
+
+        family = sys.modules[self._family]
+        recorder = MarkingRecorder(family.Model)
+        with self._lock:
+            traced = self._traced(self._specs(self._described_shapes), recorder)
+            return export_trace(traced, recorder, self.model, (self.inputs, self.outputs))
 
     # ---- computing ---------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from pellucid.adapters.torch.observe import (
 from pellucid.adapters.torch.probe import Probe, probe
 from pellucid.adapters.torch.rectifiers import bend_rectifiers
 from pellucid.errors import InputError, LayerError, UnsupportedError, first_line
+from pellucid.graph.form import OnnxForm
 
 __all__ = ["TorchAdapter"]
 
@@ -153,6 +154,21 @@ class TorchAdapter(Adapter):
             and all(w in (None, h) for w, h in zip(port.shape[1:], shape[1:], strict=True))
             for shape, port in zip(shapes, self.inputs, strict=True)
         )
+
+    # ---- the ONNX form -----------------------------------------------------------------------
+
+    def _form_key(self) -> tuple[str, ...]:
+        from importlib.metadata import version
+
+        return (*super()._form_key(), str(self._probe.shapes), version("onnxscript"))
+
+    def _export(self) -> OnnxForm:
+        from pellucid.adapters.torch.export import export_module
+
+        noise = self._tensors(tuple(np.zeros(s, np.float32) for s in self._probe.shapes))
+        ports = (self.inputs, self.outputs)
+        with self._lock:
+            return export_module(self.module, self.names, self.layers, ports, noise)
 
     # ---- computing ---------------------------------------------------------------------------
 

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.adapters.base import Layer, Layout, Port, numbered
-from pellucid.adapters.kinds import kind_of, layout_of
 from pellucid.adapters.torch.observe import (
     FinalActivations,
     observing,
@@ -27,6 +26,7 @@ from pellucid.adapters.torch.observe import (
     undisturbed,
 )
 from pellucid.errors import UnsupportedError, first_line
+from pellucid.graph.kinds import kind_of, layout_of
 
 __all__ = ["Probe", "probe"]
 
@@ -50,12 +50,14 @@ class Probe:
     Attributes
     ----------
     activation_calls : for every output, which softmax or sigmoid call ends it, or None.
+    shapes : of the noise that was run, the batch included.
     """
 
     layers: tuple[Layer, ...]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     activation_calls: tuple[int | None, ...]
+    shapes: tuple[tuple[int, ...], ...]
 
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -112,7 +114,7 @@ def probe(
         )
         for index, (result, call) in enumerate(zip(results, ends, strict=True))
     )
-    return Probe(tuple(layers), inputs, outputs, tuple(ends))
+    return Probe(tuple(layers), inputs, outputs, tuple(ends), shapes)
 
 
 def _watched_run(
