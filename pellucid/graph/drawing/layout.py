@@ -203,6 +203,8 @@ def _columns(
                 total = sum(p * q for p, q in zip(pulls, places, strict=True))
                 wanted.append(total / sum(pulls) if pulls else x[node])
                 weights.append(2.0 if isinstance(node, str) else 1.0)
+            if len(row) == 1:  # where everything comes together is the middle
+                wanted = [0.0]
             x.update(zip(row, _spread(row, wanted, weights, widths), strict=True))
     return x
 
