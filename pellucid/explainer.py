@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 import weakref
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,12 @@ from pellucid.adapters.load import load
 from pellucid.errors import MethodError, nearest
 from pellucid.explanation import Explanation
 from pellucid.images import Prepared, resize_map
-from pellucid.methods.cam import LIKE, CamStyle, grad_cam, maximum_of_layers, mean_of_layers
-from pellucid.methods.layer_choice import LayerChoice
+from pellucid.methods.cam import LIKE, CamStyle, maximum_of_layers, mean_of_layers
 from pellucid.methods.objective import Objective, Space, probabilities
+from pellucid.methods.registry import Method, method_named
 
-__all__ = ["METHODS", "adapter_of", "explain"]
+__all__ = ["adapter_of", "explain"]
 
-METHODS = {"grad-cam": grad_cam}
 _FUSIONS = {"mean": mean_of_layers, "max": maximum_of_layers}
 _live: weakref.WeakKeyDictionary[Any, Adapter] = weakref.WeakKeyDictionary()
 
@@ -48,7 +46,9 @@ def explain(
     images : a path, a PIL image, an `(H, W)` or `(H, W, C)` integer array, or a list of those:
         they go through the model's preprocessing. Or a float batch in the model's own layout,
         taken as already preprocessed.
-    method : `"grad-cam"`.
+    method : `"grad-cam"`, `"grad-cam++"`, `"xgrad-cam"`, `"hires-cam"`, `"layer-cam"`;
+        `"saliency"`, `"input-x-gradient"`, `"guided-backprop"`, `"deconvnet"`,
+        `"integrated-gradients"`, `"smoothgrad"`; `"guided-grad-cam"`.
     target : class index, label, a list of those (one per image), None for the top class of each
         image, an array over the output, or a function from the output to `(score, cotangent)`.
         A mapping `{"output:1": target}` chooses among several outputs.
@@ -58,8 +58,8 @@ def explain(
         None and `"paper"`: the paper's definition.
     seed : governs all randomness of the call.
     top : how many predictions the explanation lists.
-    options : of the method. Grad-CAM: `relu` (True); `fuse`, how several layers become one map
-        (`"mean"` or `"max"`).
+    options : of the method, see `pellucid.methods`. Class activation maps: `relu` (True);
+        `fuse`, how several layers become one map (`"mean"` or `"max"`).
 
     Returns
     -------
@@ -77,23 +77,40 @@ def explain(
     """
     began = time.perf_counter()
     adapter = adapter_of(model)
-    style, keywords = _style(method, like, options)
+    found = method_named(method)
+    style = _style(found, like, options.get("fuse"))
+    keywords = found.checked(options, () if found.pixels else ("fuse",))
+    if "seed" in found.parameters:
+        keywords["seed"] = seed
+    if like is not None and "relu" in found.parameters:
+        keywords = {"relu": style.relu, **keywords}
     prepared: Prepared = adapter.prepare(images)
     objective = Objective(adapter, target, space)
-    choice = style.layer(adapter) if layer is None else None
-    layers = _names(choice.name if choice else layer)
-    maps = METHODS[method](adapter, prepared.batch, objective, layers, **keywords)
-    attribution = style.finish(maps, prepared.batch[0].shape[2:])
+    layers, reason = _layers(adapter, style, layer) if found.layer else ((), None)
+    if not found.layer and layer is not None:
+        raise MethodError(f"{method} explains the input itself: leave layer= out.")
+    arguments = (adapter, prepared.batch, objective, *([layers] if found.layer else []))
+    made = found.function(*arguments, **keywords)
+    attribution = made if found.pixels else style.finish(made, prepared.batch[0].shape[2:])
     seconds = time.perf_counter() - began
-    shown = {"like": like, **options} if like else options
-    provenance = _provenance(adapter, prepared, seed, seconds)
+    shared: dict[str, Any] = {
+        "method": method,
+        "space": space,
+        "layer": layers[0] if len(layers) == 1 else layers or None,
+        "layer_reason": reason,
+        "options": {"like": like, **options} if like else options,
+        "provenance": _provenance(adapter, prepared, seed, seconds),
+    }
+    by_class = _class_probabilities(objective)
     explanations = [
-        _explanation(
-            adapter, prepared, objective, index, attribution[index], method, layers, choice,
-            shown, provenance, top,
+        Explanation(
+            attribution=attribution[index],
+            **_drawn(found, attribution[index], prepared, index, layers),
+            **_answer(adapter, objective, index, by_class[index], top),
+            **shared,
         )
         for index in range(len(prepared))
-    ]  # fmt: skip
+    ]
     return explanations[0] if prepared.single else explanations
 
 
@@ -109,103 +126,109 @@ def adapter_of(model: Any) -> Adapter:
     return adapter
 
 
-def _class_probabilities(objective: Objective, sample: int) -> Array:
-    """Return the probability of each class for one image, `(K,)`; dense outputs are averaged."""
+def _class_probabilities(objective: Objective) -> Array:
+    """Return the probability of each class, `(N, K)`; dense outputs are averaged."""
     port = objective.port
-    values = probabilities(objective.logits[port.logits], port)[sample]
-    axis = port.class_axis - 1
-    mean: Array = values.mean(axis=tuple(a for a in range(values.ndim) if a != axis))
+    logits = objective.logits[port.logits]
+    values = probabilities(logits[:, None] if logits.ndim == 1 else logits, port)
+    positions = tuple(a for a in range(1, values.ndim) if a != port.class_axis)
+    mean: Array = values.mean(axis=positions)
     return mean
 
 
-def _style(
-    method: str, like: str | None, options: Mapping[str, Any]
-) -> tuple[CamStyle, dict[str, Any]]:
-    """Look up method and style, and check the options."""
-    if method not in METHODS:
-        raise MethodError(f"There is no method {method!r}. {nearest(method, METHODS)}")
-    if like is not None and like not in LIKE:
-        raise MethodError(f"like={like!r} is no library known here. {nearest(like, LIKE)}")
-    known = [p.name for p in inspect.signature(METHODS[method]).parameters.values()
-             if p.kind is p.KEYWORD_ONLY]  # fmt: skip
-    for name in options:
-        if name not in (*known, "fuse"):
-            raise MethodError(f"{method} has no option {name!r}. {nearest(name, [*known, 'fuse'])}")
+def _style(method: Method, like: str | None, fuse: str | None) -> CamStyle:
+    """Choose how maps become the array."""
+    if like is not None and like not in method.like:
+        raise MethodError(
+            f"like={like!r}: {method.name} does not know this library. {nearest(like, method.like)}"
+        )
     style = LIKE[like or "paper"]
-    if (fuse := options.get("fuse")) is not None:
-        if fuse not in _FUSIONS:
-            raise MethodError(f"fuse={fuse!r} is unknown: 'mean' or 'max'.")
-        style = CamStyle(style.relu, _FUSIONS[fuse], style.layer)
-    keywords = {"relu": style.relu, **{k: v for k, v in options.items() if k != "fuse"}}
-    return style, keywords
+    if fuse is None:
+        return style
+    if fuse not in _FUSIONS:
+        raise MethodError(f"fuse={fuse!r} is unknown: 'mean' or 'max'.")
+    return replace(style, finish=_FUSIONS[fuse])
 
 
-def _names(layer: str | Sequence[str] | None) -> tuple[str, ...]:
-    names = (layer,) if isinstance(layer, str) else tuple(layer or ())
+def _layers(
+    adapter: Adapter, style: CamStyle, layer: str | Sequence[str] | None
+) -> tuple[tuple[str, ...], str | None]:
+    """Return the layers to look at, and why, if they were not named."""
+    if layer is None:
+        choice = style.layer(adapter)
+        return (choice.name,), choice.reason
+    names = (layer,) if isinstance(layer, str) else tuple(layer)
     if not names:
         raise MethodError("layer= is an empty list: name at least one layer, or leave it out.")
-    return tuple(dict.fromkeys(names))
+    return tuple(dict.fromkeys(names)), None
 
 
-def _explanation(
-    adapter: Adapter,
-    prepared: Prepared,
-    objective: Objective,
-    index: int,
-    attribution: Array,
-    method: str,
-    layers: tuple[str, ...],
-    choice: LayerChoice | None,
-    options: Mapping[str, Any],
-    provenance: Mapping[str, Any],
-    top: int,
-) -> Explanation:
+def _answer(
+    adapter: Adapter, objective: Objective, index: int, by_class: Array, top: int
+) -> dict[str, Any]:
+    """Return what the network says of one image, for its Explanation."""
     target = objective.indices[index] if objective.indices else None
-    heatmap, notes = _heatmap(attribution, layers)
-    if prepared.preprocess is not None and prepared.preprocess.assumed:
-        notes = (*notes, f"Preprocessing: {prepared.preprocess.reason}.")
-    if prepared.pictures[index] is None:
-        drawn = resize_map(heatmap, prepared.batch[0].shape[2:])
-    else:
-        drawn = prepared.to_image(heatmap, index)
-    by_class = _class_probabilities(objective, index)
     best = [int(i) for i in np.argsort(-by_class, kind="stable")[:top]]
     labels = {i: _label(adapter, i, len(by_class)) for i in (*best, target) if i is not None}
-    return Explanation(
-        attribution=attribution,
-        heatmap=np.clip(drawn, 0, 1),
-        method=method,
-        score=float(objective.scores[index]),
-        probability=None if target is None else float(by_class[target]),
-        target=target,
-        label=None if target is None else labels[target],
-        space=objective.space,
-        layer=layers[0] if len(layers) == 1 else layers,
-        layer_reason=choice.reason if choice else None,
-        options=dict(options),
-        provenance=dict(provenance),
-        image=prepared.pictures[index],
-        top=tuple((i, labels[i], float(by_class[i])) for i in best),
-        notes=notes,
-    )
+    return {
+        "target": target,
+        "label": None if target is None else labels[target],
+        "score": float(objective.scores[index]),
+        "probability": None if target is None else float(by_class[target]),
+        "top": tuple((i, labels[i], float(by_class[i])) for i in best),
+    }
 
 
-def _heatmap(attribution: Array, layers: Sequence[str]) -> tuple[Array, tuple[str, ...]]:
-    """Scale what speaks for the target to [0, 1]; say so in words where nothing does."""
-    where = " and ".join(layers)
+def _drawn(
+    method: Method, attribution: Array, prepared: Prepared, index: int, layers: Sequence[str]
+) -> dict[str, Any]:
+    """Return heatmap, picture and notes of one image, for its Explanation."""
+    strength, notes = _strength(method, attribution, " and ".join(layers) or "the input")
+    if prepared.preprocess is not None and prepared.preprocess.assumed:
+        notes = (*notes, f"Preprocessing: {prepared.preprocess.reason}.")
+    picture = prepared.pictures[index]
+    if picture is None:
+        drawn = resize_map(strength, prepared.batch[0].shape[2:])
+    else:
+        drawn = prepared.to_image(strength, index)
+    if method.signed:
+        drawn = np.asarray((1 + drawn) / 2, np.float32)
+    return {
+        "heatmap": np.clip(drawn, 0, 1),
+        "image": picture,
+        "notes": notes,
+        "signed": method.signed,
+    }
+
+
+def _strength(method: Method, attribution: Array, where: str) -> tuple[Array, tuple[str, ...]]:
+    """Scale to [0, 1], or [-1, 1] where a sign has a meaning; say so where nothing is to see.
+
+    A map is scaled by its maximum. Over pixels the channels are summed, or without a sign their
+    largest magnitude is taken, and the scale is the 99.5th percentile, since a few pixels far
+    above all others would leave the rest dark.
+    """
     if not np.isfinite(attribution).all():
-        return np.zeros_like(attribution), (
+        empty = np.zeros(attribution.shape[1:] if method.pixels else attribution.shape, np.float32)
+        return empty, (
             f"The map at {where} holds NaN or infinity, so it is drawn empty: look at the "
             "weights and at the values of the input.",
         )
-    positive = np.maximum(attribution, 0)
-    if not positive.any():
-        why = "is zero" if not attribution.any() else "speaks against the target"
-        return np.zeros_like(positive), (
+    if not method.pixels:
+        strength: Array = np.maximum(attribution, 0)
+        scale = float(strength.max())
+    else:
+        magnitude: Array = np.abs(attribution).max(axis=0)
+        summed: Array = attribution.sum(axis=0)
+        strength = summed if method.signed else magnitude
+        scale = float(np.percentile(np.abs(strength), 99.5) or np.abs(strength).max())
+    if not strength.any():
+        why = "speaks against the target" if attribution.any() else "is zero"
+        return strength, (
             f"The map at {where} is empty: the evidence {why} everywhere. Try another target or "
             "an earlier layer.",
         )
-    return positive / positive.max(), ()
+    return np.asarray(strength / scale, np.float32), ()
 
 
 def _label(adapter: Adapter, index: int, count: int) -> str | None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 import pytest
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("MPLBACKEND", "Agg")
+_cache = tempfile.TemporaryDirectory(prefix="pellucid-tests-")
+os.environ["PELLUCID_CACHE"] = _cache.name
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from tests.twins import TWINS, Twin
+from tests.twins import TWINS, Twin  # noqa: E402
 
 
 @pytest.fixture(params=sorted(TWINS))

@@ -343,7 +343,7 @@ BAD = {
     "index out of range": (["NETWORK:build", "photo.png", "--target", "6"], "0 to 5"),
     "labels of another network": (
         ["NETWORK:build", "photo.png", "--labels", "imagenet"],
-        "1000 names, but the model has 6 classes",
+        "1000 labels, but the model has 6 classes",
     ),
     "wrong input shape": (
         ["NETWORK:Fixed", "photo.png", "--preprocess", '{"size": 32}'],
@@ -639,3 +639,12 @@ def test_a_keras_file_is_explained_without_a_word_of_tensorflow() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "conv2d: the last layer with a spatial grid (3 channels on 14 x 14)" in done.stdout
     assert Path("photo-grad-cam.png").is_file()
+
+
+def test_help_names_every_method() -> None:
+    import re
+
+    from pellucid.cli.explain import _METHODS
+    from pellucid.methods.registry import METHODS
+
+    assert re.findall(r"[a-z][a-z+-]+", _METHODS.replace("(the default)", "")) == list(METHODS)

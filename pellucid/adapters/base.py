@@ -23,16 +23,33 @@ from numpy.typing import NDArray
 from pellucid.errors import InputError, LayerError, UnsupportedError, nearest
 
 if TYPE_CHECKING:
+    from pellucid.graph.form import OnnxForm
+    from pellucid.graph.layers import LayerGraph
     from pellucid.images import Prepared, Preprocessing
 from pellucid.labels import load_labels
 
-__all__ = ["Adapter", "Array", "Batch", "Layer", "Layout", "Port", "Rectifier", "Seed"]
+__all__ = [
+    "Adapter",
+    "Array",
+    "Batch",
+    "Layer",
+    "Layout",
+    "Port",
+    "Rectifier",
+    "Seed",
+    "numbered",
+]
 
 Array = NDArray[np.float32]
 Batch = Array | Sequence[Array] | Mapping[str, Array]
 Rectifier = Literal["exact", "guided", "deconv"]
 Layout = Literal["spatial", "tokens", "features"]
 Seed = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+
+
+def numbered(name: str, index: int) -> str:
+    """Name number `index` of several: `pool`, `pool:1`, `pool:2`."""
+    return f"{name}:{index}" if index else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +60,7 @@ class Layer:
     ----------
     name : the framework's own name; later calls of a reused layer are `pool:1`, `pool:2`, and
         layers of nested models are `inner/conv` in Keras, `block.conv` in PyTorch.
-    kind : the shared vocabulary of `pellucid.adapters.kinds` ("Conv2D", "ReLU", ...).
+    kind : the shared vocabulary of `pellucid.graph.kinds` ("Conv2D", "ReLU", ...).
     shape : shape of the output, channels first, `None` for the batch.
     layout : what the axes mean: `(N, C, *spatial)`, `(N, T, C)` or `(N, C)`.
     framework_class : the class as the framework names it.
@@ -133,6 +150,8 @@ class Adapter(ABC):
         self.labels = load_labels(labels)
         self.preprocess = preprocess
         self.source = source
+        self._form: tuple[tuple[str, ...], OnnxForm] | None = None
+        self._graph: tuple[OnnxForm, LayerGraph] | None = None
 
     # ---- what an adapter gives ---------------------------------------------------------------
 
@@ -167,12 +186,38 @@ class Adapter(ABC):
         return False
 
     @property
-    def graph(self) -> Any:
-        """The layer graph, read from the model's ONNX form."""
-        raise UnsupportedError(
-            "The layer graph is not part of this version. Use `model.layers`, the list of layers "
-            "in execution order."
-        )
+    def graph(self) -> LayerGraph:
+        """The layer graph, read from the model's ONNX form.
+
+        Raises
+        ------
+        UnsupportedError : the model has no ONNX form; the message says what stands in the way.
+        """
+        from pellucid.graph.reading import read_graph
+
+        form = self.form
+        if self._graph is None or self._graph[0] is not form:
+            self._graph = (form, read_graph(form))
+        return self._graph[1]
+
+    @property
+    def form(self) -> OnnxForm:
+        """The model's ONNX form with every layer call marked; made once, then kept on disk."""
+        from pellucid.graph.cache import cached_form
+
+        key = self._form_key()
+        if self._form is None or self._form[0] != key:
+            self._form = (key, cached_form(key, self._export))
+        return self._form[1]
+
+    def _form_key(self) -> tuple[str, ...]:
+        """Return all that the ONNX form follows from."""
+        versions = (f"{name} {version}" for name, version in self.versions.items())
+        return (self.framework, self.fingerprint, *versions)
+
+    def _export(self) -> OnnxForm:
+        """Make the ONNX form."""
+        raise UnsupportedError(f"Models of {self.framework} have no layer graph.")
 
     @abstractmethod
     def _run(self, x: tuple[Array, ...], fetch: tuple[str, ...]) -> dict[str, Array]: ...
@@ -298,8 +343,15 @@ class Adapter(ABC):
         raise self.unknown_layer(name)
 
     def unknown_layer(self, name: str) -> LayerError:
-        """Build the error for a layer name that the model does not have."""
+        """Build the error for a name that has no value in the forward pass."""
         known = [layer.name for layer in self.layers]
+        stem, _, call = name.rpartition(":")
+        calls = sum(n == stem or n.rpartition(":")[0] == stem for n in known)
+        if calls and call.isdigit():
+            times = "once" if calls == 1 else f"{calls} times"
+            return LayerError(
+                f"Layer {stem!r} is called {times} in the forward pass, so {name!r} has no value."
+            )
         return LayerError(
             f"There is no layer {name!r} in this model. {nearest(name, known)} "
             "`pellucid layers MODEL` lists all of them."

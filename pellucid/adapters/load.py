@@ -181,7 +181,7 @@ def _from_keras(source: Any, options: _Options, name: str) -> Adapter:
         from pellucid.adapters.keras import KerasAdapter
     except ImportError as error:
         raise _not_installed("TensorFlow", "tensorflow", error) from error
-    adapter: Adapter = KerasAdapter(source, source=name, **options.given)
+    adapter: Adapter = KerasAdapter(source, source=name, device=options.device, **options.given)
     return adapter
 
 

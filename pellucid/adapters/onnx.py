@@ -23,6 +23,7 @@ from pellucid.adapters.base import Adapter, Array, Layer, Port, Rectifier, Seed
 from pellucid.adapters.onnx_files import checked, fingerprint_of, read_onnx
 from pellucid.adapters.onnx_sessions import open_session
 from pellucid.errors import InputError, LayerError, UnsupportedError, first_line
+from pellucid.graph.form import OnnxForm, PortForm
 from pellucid.graph.pullback import OnnxPullback, Recorded
 
 __all__ = ["OnnxAdapter"]
@@ -126,6 +127,16 @@ class OnnxAdapter(Adapter):
     def fingerprint(self) -> str:
         """SHA-256 of graph and weights."""
         return fingerprint_of(self.model, self._folder)
+
+    @cached_property
+    def form(self) -> OnnxForm:
+        """The file as it is."""
+        return OnnxForm(
+            self.model,
+            tuple(PortForm(p.name, p.own_name, p.layout, p.to_own) for p in self.inputs),
+            tuple(PortForm(p.name, p.own_name, p.layout, p.to_own) for p in self.outputs),
+            name=Path(self.source).name or self.model.graph.name,
+        )
 
     @property
     def versions(self) -> dict[str, str]:
@@ -310,6 +321,8 @@ class OnnxAdapter(Adapter):
             return self._layers[name][1]
         if name in self._tensor_names or name in {port.own_name for port in self.inputs}:
             return name
+        if name in self.graph:
+            return str(self.graph[name].tensor)
         raise self.unknown_layer(name)
 
     def _port(self, value: onnx.ValueInfoProto, index: int, stem: str) -> Port:

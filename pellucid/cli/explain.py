@@ -41,6 +41,13 @@ examples:
 """
 
 
+_METHODS = (
+    "grad-cam (the default), grad-cam++, xgrad-cam, hires-cam, layer-cam; saliency, "
+    "input-x-gradient, guided-backprop, deconvnet, integrated-gradients, smoothgrad; "
+    "guided-grad-cam"
+)
+
+
 def parser() -> Parser:
     """Describe the arguments."""
     parser = Parser(
@@ -53,7 +60,7 @@ def parser() -> Parser:
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="pictures; all form one batch")
     what = parser.add_argument_group("what is explained")
-    what.add_argument("--method", metavar="NAME", default="grad-cam", help="grad-cam (the default)")
+    what.add_argument("--method", metavar="NAME", default="grad-cam", help=_METHODS)
     what.add_argument(
         "--target",
         metavar="INDEX|LABEL",
@@ -231,7 +238,8 @@ def _report(explanation: Explanation, arguments: Namespace) -> list[str]:
     lines.append(item("explained", f"{explanation.name}{chosen} ({explanation.score_text})"))
     layers = (explanation.layer,) if isinstance(explanation.layer, str) else explanation.layer
     reason = f": {explanation.layer_reason}" if explanation.layer_reason else ""
-    lines.append(item("layer", ", ".join(layers or ()) + reason))
+    if layers:
+        lines.append(item("layer", ", ".join(layers) + reason))
     lines += [item("note", in_options(note), "yellow") for note in explanation.notes]
     return lines
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pellucid.cli.parser import Parser
-from pellucid.errors import InputError, LoadError
+from pellucid.errors import InputError
 
 if TYPE_CHECKING:
     from pellucid.adapters.base import Adapter
@@ -85,32 +85,17 @@ def open_model(
 
     Raises
     ------
-    PellucidError : it cannot be opened, or the labels are not as many as its classes.
+    PellucidError : it cannot be opened.
     """
     from pellucid.adapters.load import load
 
     if ":" in arguments.model and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    adapter = load(
+    return load(
         arguments.model,
         weights=arguments.weights,
         labels=labels,
         preprocess=preprocess,
         allow_code=arguments.allow_code,
         device=arguments.device,
-    )
-    if labels is not None:
-        _check_labels(adapter, labels)
-    return adapter
-
-
-def _check_labels(adapter: Adapter, labels: Sequence[str]) -> None:
-    """Refuse labels of another network: they would name every class wrongly."""
-    port = adapter.outputs[0]
-    classes = port.shape[port.class_axis] if len(port.shape) > 1 else None
-    if classes in (None, len(labels)) or (classes == 1 and len(labels) == 2):
-        return
-    raise LoadError(
-        f"--labels holds {len(labels)} names, but the model has {classes} "
-        f"{'class' if classes == 1 else 'classes'}: give one name for each, in order."
     )

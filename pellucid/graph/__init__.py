@@ -1,1 +1,1 @@
-"""Networks as ONNX graphs: differentiating them and running both directions."""
+"""The network as a graph of layers: read from ONNX, differentiated, drawn."""

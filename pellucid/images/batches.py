@@ -265,7 +265,7 @@ def _ready(array: NDArray[Any], port: InputPort, preprocess: Preprocessing | Non
             f"The model's {port.name} takes floats of shape {_batch_shape(port)}; this array has "
             f"shape {array.shape}.{advice}"
         )
-    batch = port.channels_first(batch.astype(np.float32))
+    batch = port.channels_first(batch.astype(np.float32, copy=False))
     return _Part(batch, [_shown(sample, port, preprocess) for sample in batch], single, None)
 
 

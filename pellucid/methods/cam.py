@@ -19,7 +19,48 @@ from pellucid.images import resize_map
 from pellucid.methods.layer_choice import LayerChoice, as_grid, choose_layer
 from pellucid.methods.objective import Objective
 
-__all__ = ["LIKE", "CamStyle", "grad_cam"]
+__all__ = [
+    "LIKE",
+    "CamStyle",
+    "grad_cam",
+    "grad_cam_plus_plus",
+    "hires_cam",
+    "layer_cam",
+    "mean_of_layers",
+    "resized",
+    "xgrad_cam",
+]
+
+
+Weigh = Callable[[Array, Array], Array]
+
+
+def _class_activation_maps(
+    model: Adapter, x: Batch, objective: Objective, layers: Sequence[str], relu: bool, weigh: Weigh
+) -> list[Array]:
+    """Sum weighed channels of each layer, `(N, *grid)`, from one forward and backward pass.
+
+    `weigh` makes the terms of the sum over channels of activation and gradient, `(N, C, *grid)`.
+    """
+    values, gradients = model.pullback(x, objective, layers, fetch=(*objective.fetch, *layers))
+    maps = []
+    for layer in layers:
+        activation, gradient = as_grid(model, layer, values[layer], gradients[layer])
+        cam = weigh(activation, gradient).sum(axis=1)  # (N, C, h, w) -> (N, h, w)
+        maps.append(np.maximum(cam, 0) if relu else cam)
+    return maps
+
+
+def _mean(array: Array) -> Array:
+    return _over_grid(np.mean, array)
+
+
+def _sum(array: Array) -> Array:
+    return _over_grid(np.sum, array)
+
+
+def _over_grid(reduce: Callable[..., Array], array: Array) -> Array:
+    return reduce(array, axis=tuple(range(2, array.ndim)), keepdims=True)  # (N, C, 1, 1)
 
 
 def grad_cam(
@@ -51,15 +92,73 @@ def grad_cam(
     Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
     Localization", ICCV 2017, 1610.02391.
     """
-    values, gradients = model.pullback(x, objective, layers, fetch=(*objective.fetch, *layers))
-    maps = []
-    for layer in layers:
-        activation, gradient = as_grid(model, layer, values[layer], gradients[layer])
-        positions = tuple(range(2, gradient.ndim))
-        weights = gradient.mean(axis=positions, keepdims=True)  # (N, C, 1, 1)
-        cam = (weights * activation).sum(axis=1)  # (N, C, h, w) -> (N, h, w)
-        maps.append(np.maximum(cam, 0) if relu else cam)
-    return maps
+    return _class_activation_maps(model, x, objective, layers, relu, lambda a, g: _mean(g) * a)
+
+
+def grad_cam_plus_plus(
+    model: Adapter, x: Batch, objective: Objective, layers: Sequence[str], *, relu: bool = True
+) -> list[Array]:
+    """Weigh channels by their positive gradients, each with a weight of its own.
+
+    `alpha = g^2 / (2 g^2 + sum(A) g^3)`, zero where the gradient is, and the channel's weight is
+    `sum(alpha relu(g))`: the paper's closed form for an exponential of the score, without the
+    common factor `exp(score)`, which no scaled map can show.
+
+    Source
+    ------
+    Chattopadhay et al., "Grad-CAM++", WACV 2018, 1710.11063.
+    """
+
+    def weigh(activation: Array, gradient: Array) -> Array:
+        square = gradient**2
+        denominator = 2 * square + _sum(activation) * square * gradient
+        usable = (gradient != 0) & (np.abs(denominator) > 1e-12)
+        alpha = np.where(usable, square / np.where(usable, denominator, 1), 0)
+        return _sum(alpha * np.maximum(gradient, 0)) * activation
+
+    return _class_activation_maps(model, x, objective, layers, relu, weigh)
+
+
+def xgrad_cam(
+    model: Adapter, x: Batch, objective: Objective, layers: Sequence[str], *, relu: bool = True
+) -> list[Array]:
+    """Weigh channels by their gradient, averaged with the activation as weight.
+
+    Source
+    ------
+    Fu et al., "Axiom-based Grad-CAM", BMVC 2020, 2008.02312.
+    """
+
+    def weigh(activation: Array, gradient: Array) -> Array:
+        return _sum(gradient * activation) / (_sum(activation) + np.float32(1e-7)) * activation
+
+    return _class_activation_maps(model, x, objective, layers, relu, weigh)
+
+
+def hires_cam(
+    model: Adapter, x: Batch, objective: Objective, layers: Sequence[str], *, relu: bool = True
+) -> list[Array]:
+    """Multiply gradient and activation at every position before the channels are summed.
+
+    Source
+    ------
+    Draelos and Carin, "Use HiResCAM instead of Grad-CAM for faithful explanations", 2011.08891.
+    """
+    return _class_activation_maps(model, x, objective, layers, relu, lambda a, g: g * a)
+
+
+def layer_cam(
+    model: Adapter, x: Batch, objective: Objective, layers: Sequence[str], *, relu: bool = True
+) -> list[Array]:
+    """Multiply the positive gradient and the activation at every position.
+
+    Source
+    ------
+    Jiang et al., "LayerCAM: Exploring Hierarchical Class Activation Maps", TIP 2021.
+    """
+    return _class_activation_maps(
+        model, x, objective, layers, relu, lambda a, g: np.maximum(g, 0) * a
+    )
 
 
 @dataclass(frozen=True)
@@ -94,7 +193,7 @@ def _fused(maps: Sequence[Array], fuse: Callable[[Array], Array]) -> Array:
     finest = max((m.shape[1:] for m in maps), key=np.prod)
     peaks: list[Array] = [_over_positions(np.max, np.abs(m)) for m in maps]
     scaled = [m / np.where(p > 0, p, np.float32(1)) for m, p in zip(maps, peaks, strict=True)]
-    return fuse(np.stack([_resized(np.asarray(m, np.float32), finest) for m in scaled]))
+    return fuse(np.stack([resized(np.asarray(m, np.float32), finest) for m in scaled]))
 
 
 def _as_pytorch_grad_cam(maps: Sequence[Array], size: Sequence[int]) -> Array:
@@ -107,8 +206,8 @@ def _as_pytorch_grad_cam(maps: Sequence[Array], size: Sequence[int]) -> Array:
         shifted = maps - _over_positions(np.min, maps)
         return shifted / (1e-7 + _over_positions(np.max, shifted))
 
-    resized = _resized if len(size) == 2 else partial(_zoomed, order=3)
-    drawn = np.stack([resized(scaled(np.maximum(m, 0)), size) for m in maps])
+    enlarged = resized if len(size) == 2 else partial(_zoomed, order=3)
+    drawn = np.stack([enlarged(scaled(np.maximum(m, 0)), size) for m in maps])
     return scaled(np.maximum(drawn, 0).mean(axis=0))
 
 
@@ -133,7 +232,8 @@ def _over_positions(reduce: Callable[..., Array], maps: Array) -> Array:
     return reduce(maps, axis=tuple(range(1, maps.ndim)), keepdims=True)
 
 
-def _resized(maps: Array, size: Sequence[int]) -> Array:
+def resized(maps: Array, size: Sequence[int]) -> Array:
+    """Draw maps `(N, *grid)` on another grid, half-pixel linear."""
     return np.stack([resize_map(m, size) for m in maps])
 
 

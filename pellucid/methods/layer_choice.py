@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pellucid.adapters.base import Adapter, Array, Layer
-from pellucid.adapters.kinds import POOLING
 from pellucid.errors import LayerError
+from pellucid.graph.kinds import POOLING
 
 __all__ = ["LayerChoice", "as_grid", "choose_layer"]
 

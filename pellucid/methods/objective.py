@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pellucid.adapters.base import Adapter, Array, Port
+from pellucid.adapters.base import Adapter, Array, Batch, Port
 from pellucid.errors import TargetError
 from pellucid.labels import find_label
 
@@ -45,6 +45,7 @@ class Objective:
         if space not in ("logit", "probability"):
             raise TargetError(f"space={space!r} is unknown: 'logit' or 'probability'.")
         self.model, self.space = model, space
+        _check_labels(model)
         ports = {port.name: port for port in model.outputs}
         by_own_name = {port.own_name: port.name for port in model.outputs if port.own_name}
         parts = target if isinstance(target, Mapping) else {model.outputs[0].name: target}
@@ -66,12 +67,28 @@ class Objective:
         return self._parts[0][0]
 
     def __call__(self, values: Mapping[str, Array]) -> dict[str, Array]:
-        """Return the cotangent at the logits of every output that the target names."""
+        """Return the cotangent at the logits of every output that the target names.
+
+        Once the objective has seen the N images, it also takes T copies of them, one behind the
+        other.
+        """
+        rows, images = len(values[self.fetch[0]]), len(self.scores)
+        if self.logits and rows != images and rows % images == 0:
+            copies = [
+                self.score({n: values[n][start : start + images] for n in self.fetch})[1]
+                for start in range(0, rows, images)
+            ]
+            return {name: np.concatenate([c[name] for c in copies]) for name in copies[0]}
         scores, cotangents = self.score(values)
         if not self.logits:
             self.logits = {name: values[name] for name in self.fetch}
             self.scores = scores
         return cotangents
+
+    def settle(self, x: Batch) -> None:
+        """Decide on the images themselves what is explained, before a method varies them."""
+        if not self.logits:
+            self(self.model.run(x, self.fetch))
 
     def score(self, values: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
         """Return the score of each image, `(N,)`, and the cotangents at the logits."""
@@ -79,12 +96,14 @@ class Objective:
         cotangents: dict[str, Array] = {}
         for port, part in self._parts:
             logits = values[port.logits]
+            logits = logits[:, None] if logits.ndim == 1 else logits  # no class axis
             output = logits if self.space == "logit" else probabilities(logits, port)
             score, cotangent = self._linear(port, part, output)
             if self.space == "probability":
                 cotangent = _through_activation(cotangent, output, port)
             total = total + score
-            cotangents[port.logits] = cotangent.astype(np.float32, copy=False)
+            shape = values[port.logits].shape
+            cotangents[port.logits] = cotangent.astype(np.float32, copy=False).reshape(shape)
         return total, cotangents
 
     def _linear(self, port: Port, part: Any, output: Array) -> tuple[Array, Array]:
@@ -101,7 +120,7 @@ class Objective:
             self._fixed[port.name] = self._classes(port, part, output)
         classes, signs = self._fixed[port.name]
         cotangent = np.zeros_like(output)
-        view = np.moveaxis(cotangent, port.class_axis if output.ndim > 1 else 0, -1)
+        view = np.moveaxis(cotangent, port.class_axis, -1)
         places = max(view[0, ..., 0].size, 1)  # (N, ..., K): the mean over positions
         for row, (index, sign) in enumerate(zip(classes, signs, strict=True)):
             view[row, ..., index] = sign / places
@@ -114,7 +133,7 @@ class Objective:
         count = output.shape[port.class_axis]
         if part is None:
             places = tuple(a for a in range(1, output.ndim) if a != port.class_axis)
-            top = output.mean(axis=places).argmax(axis=-1) if output.ndim > 1 else [0] * len(output)
+            top = output.mean(axis=places).argmax(axis=-1)
             return [int(index) for index in top], [1.0] * len(output)
         several = isinstance(part, list | tuple | np.ndarray)
         given: Sequence[Any] = list(part) if several else [part] * len(output)
@@ -149,6 +168,18 @@ class Objective:
                 f"{count - 1}."
             )
         return index % count, 1.0
+
+
+def _check_labels(model: Adapter) -> None:
+    """Refuse labels of another network: they would name every class wrongly."""
+    port, labels = model.outputs[0], model.labels
+    classes = port.shape[port.class_axis] if len(port.shape) > 1 else None
+    if labels is None or classes in (None, len(labels)) or (classes == 1 and len(labels) == 2):
+        return
+    raise TargetError(
+        f"There are {len(labels)} labels, but the model has {classes} "
+        f"{'class' if classes == 1 else 'classes'}: give one label for each, in order."
+    )
 
 
 def probabilities(logits: Array, port: Port) -> Array:

@@ -12,6 +12,7 @@ from pellucid.adapters.torch import TorchAdapter
 from pellucid.errors import LayerError, MethodError
 from pellucid.methods.cam import grad_cam
 from pellucid.methods.objective import Objective
+from tests.twins import TWINS
 
 
 class Paper(nn.Module):
@@ -103,3 +104,40 @@ def test_unknown_options_methods_and_styles_are_named():
         pellucid.explain(model, X, like="capture")
     with pytest.raises(MethodError, match="empty list"):
         pellucid.explain(model, X, layer=[])
+
+
+def definitions(a, g):
+    """The maps of one image by their definitions, position by position. `(C, h, w)`."""
+    channels, rows, columns = a.shape
+    plus, x, hires, layer = np.zeros((4, rows, columns))
+    for c in range(channels):
+        weight = 0.0
+        for i in range(rows):
+            for j in range(columns):
+                below = 2 * g[c, i, j] ** 2 + a[c].sum() * g[c, i, j] ** 3
+                alpha = g[c, i, j] ** 2 / below if g[c, i, j] != 0 and below != 0 else 0
+                weight += alpha * max(g[c, i, j], 0)
+        mean = (g[c] * a[c]).sum() / (a[c].sum() + 1e-7)
+        for i in range(rows):
+            for j in range(columns):
+                plus[i, j] += weight * a[c, i, j]
+                x[i, j] += mean * a[c, i, j]
+                hires[i, j] += g[c, i, j] * a[c, i, j]
+                layer[i, j] += max(g[c, i, j], 0) * a[c, i, j]
+    return {"grad-cam++": plus, "xgrad-cam": x, "hires-cam": hires, "layer-cam": layer}
+
+
+@pytest.mark.parametrize("method", ["grad-cam++", "xgrad-cam", "hires-cam", "layer-cam"])
+def test_relatives_of_grad_cam_equal_their_definitions(method):
+    model = TorchAdapter(TWINS["residual"].torch())
+    (x,) = TWINS["residual"].inputs(2)
+    layer = "stage.block1"
+    values, gradients = model.pullback(x, Objective(model, 4), [layer], fetch=["logits", layer])
+    explanations = pellucid.explain(model, x, method, target=4, layer=layer)
+    for index, explanation in enumerate(explanations):
+        both = (part[layer][index].astype(np.float64) for part in (values, gradients))
+        expected = np.maximum(definitions(*both)[method], 0)
+        np.testing.assert_allclose(
+            explanation.attribution, expected, rtol=1e-3, atol=1e-5 * expected.max()
+        )
+        assert expected.max() > 0

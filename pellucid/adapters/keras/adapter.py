@@ -9,7 +9,6 @@ fetch, where to seed, where the gradient is wanted.
 from __future__ import annotations
 
 import hashlib
-import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -19,10 +18,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pellucid.adapters.base import Adapter, Array, Batch, Layer, Port, Rectifier, Seed
+from pellucid.adapters.base import Adapter, Array, Batch, Layer, Port, Rectifier, Seed, numbered
 from pellucid.adapters.keras.program import Program, program
-from pellucid.adapters.keras.trace import Trace, channels_first, numbered, trace
-from pellucid.errors import InputError, LayerError, UnsupportedError, first_line
+from pellucid.adapters.keras.trace import Recorder, Trace, channels_first, trace
+from pellucid.errors import InputError, UnsupportedError, first_line
+from pellucid.graph.form import OnnxForm
 
 __all__ = ["KerasAdapter"]
 
@@ -41,6 +41,7 @@ class KerasAdapter(Adapter):
     ----------
     model : a functional, sequential or subclassed model; its weights are only read.
     labels, preprocess, source : see `pellucid.load`.
+    device : "cpu" or "cuda:0"; None leaves it to TensorFlow.
     """
 
     framework = "keras"
@@ -52,9 +53,11 @@ class KerasAdapter(Adapter):
         labels: Sequence[str] | None = None,
         preprocess: Any = None,
         source: str = "",
+        device: str | None = None,
     ) -> None:
         super().__init__(labels=labels, preprocess=preprocess, source=source or model.name)
         self.model = model
+        self._device = _device(device)
         self._lock = threading.RLock()
         self._seen: tuple[tuple[int, ...], ...] | None = None
         self._traces: dict[Any, Trace] = {}
@@ -161,24 +164,28 @@ class KerasAdapter(Adapter):
     @cached_property
     def _described(self) -> Trace:
         """The trace from which the layers are listed; a size that is free is taken as 224."""
-        return self._trace(
-            tuple(
-                tuple(_DEFAULT_SIZE if size is None else size for size in spec.shape[1:])
-                for spec in self._declared
-            )
+        return self._trace(self._described_shapes)
+
+    @property
+    def _described_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(
+            tuple(_DEFAULT_SIZE if size is None else size for size in spec.shape[1:])
+            for spec in self._declared
         )
 
     def _trace(self, own_shapes: tuple[tuple[int, ...], ...]) -> Trace:
         with self._lock:
             if own_shapes not in self._traces:
-                specs = [
-                    tf.TensorSpec((spec.shape[0], *shape), spec.dtype)
-                    for spec, shape in zip(self._declared, own_shapes, strict=True)
-                ]
-                self._traces[own_shapes] = self._traced(specs)
+                self._traces[own_shapes] = self._traced(self._specs(own_shapes))
             return self._traces[own_shapes]
 
-    def _traced(self, specs: Sequence[Any]) -> Trace:
+    def _specs(self, own_shapes: Sequence[tuple[int, ...]]) -> list[Any]:
+        return [
+            tf.TensorSpec((spec.shape[0], *shape), spec.dtype)
+            for spec, shape in zip(self._declared, own_shapes, strict=True)
+        ]
+
+    def _traced(self, specs: Sequence[Any], recorder: Recorder | None = None) -> Trace:
         family = sys.modules[self._family]
         operation = getattr(family, "Operation", family.layers.Layer)
         if not self.model.built:
@@ -200,7 +207,8 @@ class KerasAdapter(Adapter):
 
         try:
             data_format = family.backend.image_data_format()
-            return trace(operation, family.Model, call, specs, data_format)
+            with tf.device(self._device):
+                return trace(operation, family.Model, call, specs, data_format, recorder)
         except (ValueError, TypeError, tf.errors.OpError) as error:
             shapes = ", ".join(str(tuple(spec.shape)) for spec in specs)
             raise InputError(
@@ -210,6 +218,26 @@ class KerasAdapter(Adapter):
     @property
     def _is_functional(self) -> bool:
         return bool(getattr(self.model, "inputs", None))
+
+    # ---- the ONNX form -----------------------------------------------------------------------
+
+    def _form_key(self) -> tuple[str, ...]:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            converter = version("tf2onnx")
+        except PackageNotFoundError:
+            converter = ""
+        return (*super()._form_key(), str(self._described_shapes), converter)
+
+    def _export(self) -> OnnxForm:
+        from pellucid.adapters.keras.export import MarkingRecorder, export_trace
+
+        family = sys.modules[self._family]
+        recorder = MarkingRecorder(family.Model)
+        with self._lock:
+            traced = self._traced(self._specs(self._described_shapes), recorder)
+            return export_trace(traced, recorder, self.model, (self.inputs, self.outputs))
 
     # ---- computing ---------------------------------------------------------------------------
 
@@ -264,16 +292,25 @@ class KerasAdapter(Adapter):
                 traced = self._trace(own_shapes)
                 for name in (*fetch, *wrt):
                     if name not in traced.named:
-                        raise self._unknown(name, traced)
+                        raise self.unknown_layer(name)
                 self._programs[key] = program(traced, fetch, wrt, seeded, relu)
             return self._programs[key]
 
-    def _unknown(self, name: str, traced: Trace) -> LayerError:
-        base, _, call = name.rpartition(":")
-        if call.isdigit() and base in traced.named:
-            calls = sum(re.sub(r":\d+$", "", layer.name) == base for layer in traced.layers)
-            times = "once" if calls == 1 else f"{calls} times"
-            return LayerError(
-                f"Layer {base!r} is called {times} in the forward pass, so {name!r} has no value."
-            )
-        return self.unknown_layer(name)
+
+def _device(name: str | None) -> str | None:
+    """Return TensorFlow's name of a device.
+
+    Raises
+    ------
+    UnsupportedError : TensorFlow sees no such device.
+    """
+    if name is None:
+        return None
+    kind, _, index = name.lower().partition(":")
+    wanted = f"/device:{'GPU' if kind in ('cuda', 'gpu') else kind.upper()}:{index or 0}"
+    known = [device.name for device in tf.config.list_logical_devices()]
+    if wanted not in known:
+        raise UnsupportedError(
+            f"TensorFlow sees no device {name!r} here, only {', '.join(known)}: leave device= out."
+        )
+    return wanted

@@ -18,10 +18,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from pellucid.adapters.base import Layer, Layout
-from pellucid.adapters.kinds import kind_of, layout_of
+from pellucid.adapters.base import Layer, Layout, numbered
+from pellucid.graph.kinds import kind_of, layout_of
 
-__all__ = ["Trace", "channels_first", "numbered", "trace"]
+__all__ = ["Recorder", "Trace", "channels_first", "trace"]
 
 _RESERVED = re.compile(r"^(input|output|logits)(:\d+)?$")
 _NO_OPS = frozenset(("Identity", "Cast", "Reshape", "Squeeze", "StopGradient", "PreventGradient"))
@@ -59,6 +59,7 @@ def trace(
     call: Callable[[Sequence[Any]], Any],
     specs: Sequence[Any],
     data_format: str,
+    recorder: Recorder | None = None,
 ) -> Trace:
     """Trace one forward pass of a model.
 
@@ -69,8 +70,9 @@ def trace(
     call : calls the model on a list of tensors.
     specs : one `tf.TensorSpec` per input, in the model's own layout.
     data_format : what rank-4 tensors are where no layer says it.
+    recorder : what notes the calls, if it is to do more than that.
     """
-    recorder = _Recorder(model_class)
+    recorder = recorder or Recorder(model_class)
     results: list[Any] = []
 
     def forward(*tensors: Any) -> Any:
@@ -94,7 +96,7 @@ class _Note:
 
 
 @dataclass
-class _Recorder:
+class Recorder:
     """Notes every layer call of one forward pass."""
 
     model_class: type
@@ -105,6 +107,7 @@ class _Recorder:
     graph: Any = None
 
     def begin(self, tensors: Sequence[Any]) -> None:
+        """Start with the model's arguments."""
         self.arguments = list(tensors)
         self.graph = tensors[0].graph
 
@@ -116,13 +119,13 @@ class _Recorder:
         def noting(called: Any, *args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() != owner:
                 return original(called, *args, **kwargs)
+            args, kwargs = self.enter(args, kwargs)
             self.stack.append(called)
             try:
                 outputs = original(called, *args, **kwargs)
             finally:
                 self.stack.pop()
-            self.note(called, args, outputs)
-            return outputs
+            return self.note(called, args, kwargs, outputs)
 
         operation.__call__ = noting  # type: ignore[method-assign]
         try:
@@ -130,25 +133,36 @@ class _Recorder:
         finally:
             operation.__call__ = original  # type: ignore[method-assign]
 
-    def note(self, called: Any, args: Any, outputs: Any) -> None:
-        # By equality, not identity: the model may be given as a weak proxy.
-        if not self.stack:  # the model itself
-            return
-        holders = self.stack[1:]
-        if any(self._is_closed(holder) for holder in holders):
-            return
-        tensors = [t for t in tf.nest.flatten(outputs) if self._is_ours(t)]
+    def enter(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return the arguments that a call is to get."""
+        return args, kwargs
+
+    def note(self, called: Any, args: Any, kwargs: Any, outputs: Any) -> Any:
+        """Note a call that has finished, and return its outputs."""
+        if not self.stack or self.is_inside_closed():  # the model itself, or part of a layer
+            return outputs
+        tensors = [t for t in tf.nest.flatten(outputs) if self.is_ours(t)]
         if not tensors:
-            return
-        path = "/".join(part.name for part in (*holders, called))
+            return outputs
+        path = "/".join(part.name for part in (*self._holders(), called))
         index = self.counts[path]
         self.counts[path] += 1
-        sources = [t for t in tf.nest.flatten(args) if self._is_ours(t)]
+        sources = [t for t in tf.nest.flatten(args) if self.is_ours(t)]
         container = isinstance(called, self.model_class)
         name = f"{path}:{index}" if index else path
         self.noted.append(_Note(name, called, tensors[0], sources, container))
+        return outputs
 
-    def _is_ours(self, value: Any) -> bool:
+    def _holders(self) -> list[Any]:
+        """Return what is being called around this, without the model itself."""
+        return self.stack[1:]
+
+    def is_inside_closed(self) -> bool:
+        """Whether what is called now is part of a layer that counts as one."""
+        return any(self._is_closed(holder) for holder in self._holders())
+
+    def is_ours(self, value: Any) -> bool:
+        """Whether a value is a tensor of this trace."""
         return isinstance(value, tf.Tensor) and getattr(value, "graph", None) is self.graph
 
     def _is_closed(self, holder: Any) -> bool:
@@ -219,7 +233,7 @@ def _layer(note: _Note, layout: Layout, to_own: Sequence[int]) -> Layer:
 
 def _named(
     function: Any,
-    recorder: _Recorder,
+    recorder: Recorder,
     results: Sequence[Any],
     data_format: str,
 ) -> Trace:
@@ -266,8 +280,3 @@ def channels_first(shape: Sequence[Any], to_own: Sequence[int]) -> tuple[Any, ..
     """Reorder a shape in the tensor's own layout to channels first."""
     placed = dict(zip(to_own, shape, strict=True))
     return tuple(placed[axis] for axis in range(len(placed)))
-
-
-def numbered(name: str, index: int) -> str:
-    """Name number `index` of several: `pool`, `pool:1`, `pool:2`."""
-    return f"{name}:{index}" if index else name

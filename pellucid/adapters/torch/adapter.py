@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,12 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pellucid.adapters.base import Adapter, Array, Batch, Layer, Port, Rectifier, Seed
+from pellucid.adapters.base import Adapter, Array, Batch, Layer, Port, Rectifier, Seed, numbered
 from pellucid.adapters.torch.observe import (
     FinalActivations,
     Keeper,
     Kept,
-    numbered,
     observing,
     output_tensors,
     qualified_names,
@@ -30,6 +28,7 @@ from pellucid.adapters.torch.observe import (
 from pellucid.adapters.torch.probe import Probe, probe
 from pellucid.adapters.torch.rectifiers import bend_rectifiers
 from pellucid.errors import InputError, LayerError, UnsupportedError, first_line
+from pellucid.graph.form import OnnxForm
 
 __all__ = ["TorchAdapter"]
 
@@ -156,6 +155,21 @@ class TorchAdapter(Adapter):
             for shape, port in zip(shapes, self.inputs, strict=True)
         )
 
+    # ---- the ONNX form -----------------------------------------------------------------------
+
+    def _form_key(self) -> tuple[str, ...]:
+        from importlib.metadata import version
+
+        return (*super()._form_key(), str(self._probe.shapes), version("onnxscript"))
+
+    def _export(self) -> OnnxForm:
+        from pellucid.adapters.torch.export import export_module
+
+        noise = self._tensors(tuple(np.zeros(s, np.float32) for s in self._probe.shapes))
+        ports = (self.inputs, self.outputs)
+        with self._lock:
+            return export_module(self.module, self.names, self.layers, ports, noise)
+
     # ---- computing ---------------------------------------------------------------------------
 
     def _run(self, x: tuple[Array, ...], fetch: tuple[str, ...]) -> dict[str, Array]:
@@ -208,7 +222,7 @@ class TorchAdapter(Adapter):
             elif numbered("logits", index) in keeper.wanted:
                 keeper.found[numbered("logits", index)] = activations.calls[call][1]
         if missing := keeper.wanted - keeper.found.keys():
-            raise self._not_called(min(missing))
+            raise self.unknown_layer(min(missing))
         return keeper.found
 
     def _tensors(self, x: tuple[Array, ...]) -> list[Tensor]:
@@ -218,17 +232,11 @@ class TorchAdapter(Adapter):
         tensors = [torch.tensor(array, device=like.device) for array in x]
         return [t.to(like.dtype) if t.is_floating_point() else t for t in tensors]
 
-    def _not_called(self, name: str) -> LayerError:
-        base, _, call = name.rpartition(":")
-        if not (base and call.isdigit()):
-            base = name
-        if base not in self.names:
-            return self.unknown_layer(name)
-        calls = sum(re.sub(r":\d+$", "", layer.name) == base for layer in self.layers)
-        times = "once" if calls == 1 else f"{calls} times" if calls else "never"
-        return LayerError(
-            f"Layer {base!r} is called {times} in the forward pass, so {name!r} has no value."
-        )
+    def unknown_layer(self, name: str) -> LayerError:
+        """Build the error for a name that has no value in the forward pass."""
+        if name in self.names:
+            return LayerError(f"Layer {name!r} is never called in the forward pass.")
+        return super().unknown_layer(name)
 
 
 def _backward(

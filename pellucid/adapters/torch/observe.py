@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
+from pellucid.adapters.base import numbered
+
 __all__ = [
     "FinalActivations",
     "Keeper",
     "Kept",
-    "numbered",
     "observing",
     "output_tensors",
     "qualified_names",
@@ -33,11 +34,6 @@ __all__ = [
 ]
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-
-
-def numbered(name: str, index: int) -> str:
-    """Name the call number `index` of a layer: `pool`, `pool:1`, `pool:2`."""
-    return f"{name}:{index}" if index else name
 
 
 @dataclass(frozen=True, slots=True)

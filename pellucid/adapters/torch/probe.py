@@ -18,16 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.adapters.base import Layer, Layout, Port
-from pellucid.adapters.kinds import kind_of, layout_of
+from pellucid.adapters.base import Layer, Layout, Port, numbered
 from pellucid.adapters.torch.observe import (
     FinalActivations,
-    numbered,
     observing,
     output_tensors,
     undisturbed,
 )
 from pellucid.errors import UnsupportedError, first_line
+from pellucid.graph.kinds import kind_of, layout_of
 
 __all__ = ["Probe", "probe"]
 
@@ -51,12 +50,14 @@ class Probe:
     Attributes
     ----------
     activation_calls : for every output, which softmax or sigmoid call ends it, or None.
+    shapes : of the noise that was run, the batch included.
     """
 
     layers: tuple[Layer, ...]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     activation_calls: tuple[int | None, ...]
+    shapes: tuple[tuple[int, ...], ...]
 
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -113,7 +114,7 @@ def probe(
         )
         for index, (result, call) in enumerate(zip(results, ends, strict=True))
     )
-    return Probe(tuple(layers), inputs, outputs, tuple(ends))
+    return Probe(tuple(layers), inputs, outputs, tuple(ends), shapes)
 
 
 def _watched_run(

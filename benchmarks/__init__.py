@@ -1,0 +1,1 @@
+"""Benchmarks: Pellucid beside its peers and beside the bare framework, in one run."""

@@ -1,0 +1,165 @@
+"""Reading and cutting ONNX graphs: pure functions over the protobuf, no session.
+
+A node's values depend on its inputs and on whatever the subgraphs of `If`, `Loop` and `Scan`
+capture from outside; both count as inputs here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+
+import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+
+__all__ = [
+    "Shape",
+    "constants",
+    "cut",
+    "dimensions",
+    "inputs_of",
+    "real_inputs",
+    "shapes",
+    "skeleton_of",
+]
+
+Shape = tuple[int | None, ...]
+
+_LARGE = 1024  # elements; larger initializers tell shape inference nothing but their shape
+
+
+def inputs_of(node: NodeProto) -> Iterator[str]:
+    """Yield the tensors that a node reads, those captured by its subgraphs included."""
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield from _captured(attribute.g)
+        elif attribute.type == AttributeProto.GRAPHS:
+            for graph in attribute.graphs:
+                yield from _captured(graph)
+
+
+def _captured(graph: GraphProto) -> Iterator[str]:
+    own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    own.update(name for node in graph.node for name in node.output)
+    for node in graph.node:
+        yield from (name for name in inputs_of(node) if name not in own)
+    yield from (value.name for value in graph.output if value.name not in own)
+
+
+def real_inputs(graph: GraphProto) -> list[ValueInfoProto]:
+    """Return the graph inputs that have no initializer."""
+    fixed = {tensor.name for tensor in graph.initializer}
+    fixed.update(sparse.values.name for sparse in graph.sparse_initializer)
+    return [value for value in graph.input if value.name not in fixed]
+
+
+def dimensions(value: ValueInfoProto) -> Shape | None:
+    """Return a tensor's shape as the file gives it, or None if its rank is unknown."""
+    if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
+        return None
+    return tuple(
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
+        for dim in value.type.tensor_type.shape.dim
+    )
+
+
+def constants(graph: GraphProto) -> dict[str, TensorProto]:
+    """Return initializers and the values of `Constant` nodes, by tensor name."""
+    found = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    found[node.output[0]] = attribute.t
+                elif attribute.name == "value_ints":
+                    ints = list(attribute.ints)
+                    found[node.output[0]] = onnx.helper.make_tensor(
+                        node.output[0], TensorProto.INT64, [len(ints)], ints
+                    )
+    return found
+
+
+def cut(
+    model: ModelProto,
+    wanted: Iterable[str],
+    extra: Iterable[NodeProto] = (),
+    keep: Collection[str] = (),
+) -> ModelProto:
+    """Return the part of a model that computes the wanted tensors, with these as its outputs.
+
+    Parameters
+    ----------
+    model : the whole model; it is not changed.
+    wanted : names of tensors that nodes compute.
+    extra : nodes to add behind the model's own.
+    keep : names of inputs that stay, also where nothing wanted depends on them.
+    """
+    graph, names = model.graph, list(dict.fromkeys(wanted))
+    needed: set[str] = set(names)
+    kept: list[NodeProto] = []
+    for node in reversed([*graph.node, *extra]):
+        if needed.intersection(node.output):
+            needed.update(inputs_of(node))
+            kept.append(node)
+    part = ModelProto(
+        ir_version=model.ir_version,
+        opset_import=model.opset_import,
+        functions=model.functions,
+        metadata_props=model.metadata_props,
+    )
+    part.graph.name = graph.name
+    part.graph.node.extend(reversed(kept))
+    part.graph.input.extend(
+        value for value in graph.input if value.name in needed or value.name in keep
+    )
+    part.graph.initializer.extend(t for t in graph.initializer if t.name in needed)
+    part.graph.sparse_initializer.extend(
+        sparse for sparse in graph.sparse_initializer if sparse.values.name in needed
+    )
+    declared = {value.name: value for value in graph.output}
+    # onnxruntime infers the type of an output that is given by name only.
+    part.graph.output.extend(declared.get(n, ValueInfoProto(name=n)) for n in names)
+    return part
+
+
+def skeleton_of(model: ModelProto) -> ModelProto:
+    """Return the model with large weights turned into inputs, for shape inference."""
+    skeleton = ModelProto(
+        ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions
+    )
+    graph, source = skeleton.graph, model.graph
+    graph.name = source.name
+    graph.node.extend(source.node)
+    graph.value_info.extend(source.value_info)
+    graph.output.extend(source.output)
+    graph.input.extend(real_inputs(source))
+    for tensor in source.initializer:
+        count = 1
+        for size in tensor.dims:
+            count *= size
+        if count > _LARGE or tensor.data_location == TensorProto.EXTERNAL:
+            graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            )
+        else:
+            graph.initializer.append(tensor)
+    return skeleton
+
+
+def shapes(model: ModelProto) -> dict[str, Shape]:
+    """Infer the shape of every tensor that has a known rank.
+
+    Large weights are left out of what is inferred from, which is faster and works for models
+    above the two gigabytes of protobuf.
+    """
+    skeleton, source = skeleton_of(model), model.graph
+    try:
+        inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
+    except Exception:  # a graph that inference cannot follow still runs; its shapes stay unknown
+        inferred = skeleton.graph
+    known: dict[str, Shape] = {t.name: tuple(t.dims) for t in source.initializer}
+    for value in (*inferred.input, *inferred.value_info, *inferred.output):
+        shape = dimensions(value)
+        if shape is not None:
+            known[value.name] = shape
+    return known

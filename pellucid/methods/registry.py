@@ -1,0 +1,104 @@
+"""The methods by name, and what the caller of each must know."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pellucid.errors import MethodError, nearest
+from pellucid.methods import cam, gradient, guided_cam
+
+__all__ = ["METHODS", "Method", "method_named"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method.
+
+    Attributes
+    ----------
+    name : as `pellucid.explain` and the command line take it.
+    function : see the methods' own files.
+    summary : one line for lists.
+    layer : whether it looks at layers; it then takes their names after the objective.
+    pixels : whether it gives `(N, C, *spatial)` over the input; otherwise one map per layer.
+    signed : whether the sign of a pixel's value means for or against the target.
+    like : the libraries whose numbers it can give.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    summary: str
+    layer: bool = False
+    pixels: bool = True
+    signed: bool = False
+    like: tuple[str, ...] = ("paper", "captum")
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The options, with their defaults."""
+        found = inspect.signature(self.function).parameters.values()
+        return {p.name: p.default for p in found if p.kind is p.KEYWORD_ONLY}
+
+    def checked(self, options: Mapping[str, Any], also: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Return the options, or say which one the method does not have.
+
+        Raises
+        ------
+        MethodError : an option is unknown, or true or false was wanted.
+        """
+        known = self.parameters
+        for name, value in options.items():
+            if name not in known and name not in also:
+                raise MethodError(
+                    f"{self.name} has no option {name!r}. {nearest(name, [*known, *also])}"
+                )
+            if isinstance(known.get(name), bool) and not isinstance(value, bool):
+                raise MethodError(f"{name}={value!r}: True or False is wanted.")
+        return {name: value for name, value in options.items() if name in known}
+
+
+def method_named(name: str) -> Method:
+    """Look a method up.
+
+    Raises
+    ------
+    MethodError : there is none of that name; the message offers the nearest.
+    """
+    if name not in METHODS:
+        raise MethodError(f"There is no method {name!r}. {nearest(name, METHODS)}")
+    return METHODS[name]
+
+
+def _cam(name: str, function: Callable[..., Any], summary: str, *like: str) -> Method:
+    return Method(name, function, summary, layer=True, pixels=False, like=("paper", *like))
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        _cam("grad-cam", cam.grad_cam, "channels of a layer, weighed by their mean gradient",
+             *(library for library in cam.LIKE if library != "paper")),
+        _cam("grad-cam++", cam.grad_cam_plus_plus, "the same, with a weight for every position"),
+        _cam("xgrad-cam", cam.xgrad_cam, "the same, the mean weighed by the activation",
+             "pytorch-grad-cam"),
+        _cam("hires-cam", cam.hires_cam, "gradient times activation at every position",
+             "pytorch-grad-cam"),
+        _cam("layer-cam", cam.layer_cam, "positive gradient times activation",
+             "pytorch-grad-cam"),
+        Method("saliency", gradient.saliency, "magnitude of the gradient at the input"),
+        Method("input-x-gradient", gradient.input_x_gradient, "input times gradient",
+               signed=True),
+        Method("guided-backprop", gradient.guided_backprop,
+               "gradient of what speaks for the target at every rectifier"),
+        Method("deconvnet", gradient.deconvnet, "the transposed network's picture of the score"),
+        Method("integrated-gradients", gradient.integrated_gradients,
+               "gradient integrated from a baseline to the input", signed=True),
+        Method("smoothgrad", gradient.smoothgrad, "saliency averaged over noisy copies",
+               like=("paper",)),
+        Method("guided-grad-cam", guided_cam.guided_grad_cam,
+               "guided backpropagation, masked by Grad-CAM", layer=True, like=("paper",)),
+    )
+}  # fmt: skip

@@ -1,0 +1,3 @@
+"""The names that pytorch-grad-cam imports; its Grad-CAM uses none of them."""
+
+Compose = Normalize = ToTensor = None

@@ -1,0 +1,3 @@
+"""The name that pytorch-grad-cam imports; its Grad-CAM does not use it."""
+
+resize = None
