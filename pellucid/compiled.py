@@ -141,6 +141,9 @@ class CompiledExplainer:
         from pellucid import __version__
 
         heatmap, target = found["heatmap"][index], int(found["target"][index])
+        if found["attribution"].ndim == found["heatmap"].ndim:  # a map: drawn in one step
+            heatmap = np.maximum(found["attribution"][index], 0)
+            heatmap = heatmap / max(heatmap.max(), np.finfo(np.float32).tiny)
         by_class, labels = predicted[index], self.facts["labels"]
         if prepared.pictures[index] is None:
             drawn = resize_map(heatmap, prepared.batch[0].shape[2:])

@@ -67,22 +67,40 @@ def test_the_keras_network_of_2017_sees_the_smile():
     assert share_inside(explanation.heatmap, *mouth) > 0.2
 
 
-@pytest.mark.slow
-def test_the_exported_network_predicts_the_same(tmp_path):
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Adapter:
     import torch
 
-    network = efficientnet().module
+    path = tmp_path_factory.mktemp("exported") / "lite.onnx"
     torch.onnx.export(
-        network,
+        efficientnet().module,
         (torch.zeros(2, 3, 224, 224),),
-        tmp_path / "lite.onnx",
+        path,
         dynamo=True,
         external_data=False,
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         verbose=False,
     )
-    exported = pellucid.load(tmp_path / "lite.onnx", labels="imagenet", preprocess=LITE)
+    return pellucid.load(path, labels="imagenet", preprocess=LITE)
+
+
+@pytest.mark.slow
+def test_the_exported_network_predicts_the_same(exported):
     pictures = [data.chelsea(), data.coffee(), data.astronaut()]
     ours, theirs = efficientnet().predict(pictures), exported.predict(pictures)
     np.testing.assert_allclose(theirs, ours, atol=2e-5)
     assert exported.labels[theirs[0].argmax()] in CATS
+
+
+@pytest.mark.slow
+def test_the_exported_network_is_explained_the_same_by_its_file_and_by_a_compiled_one(exported):
+    pictures = [data.chelsea(), data.coffee()]
+    ours, theirs = pellucid.explain(efficientnet(), pictures), pellucid.explain(exported, pictures)
+    compiled = pellucid.compile(exported)(pictures)
+    for one, *others in zip(ours, theirs, compiled, strict=True):
+        for other in others:
+            assert other.label == one.label
+            assert other.score == pytest.approx(one.score, rel=1e-4)
+            scale = one.attribution.max()
+            np.testing.assert_allclose(other.attribution, one.attribution, atol=1e-4 * scale)
+            np.testing.assert_allclose(other.heatmap, one.heatmap, atol=1e-4)
