@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -348,11 +349,5 @@ def _layout(layout: str, rank: int) -> str:
 
 
 def _lower(kind: str) -> str:
-    """Write a kind as part of a name: GlobalAveragePool is global_average_pool."""
-    letters = [
-        f"_{c.lower()}"
-        if c.isupper() and i and not kind[i - 1].isupper() and not kind[i - 1].isdigit()
-        else c.lower()
-        for i, c in enumerate(kind)
-    ]
-    return "".join(letters)
+    """Write a kind as part of a name: GlobalAveragePool is global_average_pool, ReLU is relu."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", kind).lower()
