@@ -18,6 +18,7 @@ from pellucid.explanation import Explanation, replacing
 from pellucid.images import Preprocess, prepare, resize_map
 from pellucid.labels import find_label
 from pellucid.methods.objective import probabilities
+from pellucid.methods.registry import METHODS
 
 __all__ = ["CompiledExplainer", "load_explainer"]
 
@@ -145,10 +146,13 @@ class CompiledExplainer:
             heatmap = np.maximum(found["attribution"][index], 0)
             heatmap = heatmap / max(heatmap.max(), np.finfo(np.float32).tiny)
         by_class, labels = predicted[index], self.facts["labels"]
+        signed = METHODS[self.facts["method"]].signed
         if prepared.pictures[index] is None:
             drawn = resize_map(heatmap, prepared.batch[0].shape[2:])
         else:
             drawn = prepared.to_image(heatmap, index)
+            if signed:  # what lies outside the part that the network saw is zero
+                drawn = (1 + prepared.to_image(2 * heatmap - 1, index)) / 2
 
         def label(number: int) -> str | None:
             return labels[number] if labels and number < len(labels) else None
@@ -174,6 +178,7 @@ class CompiledExplainer:
                 "seconds": round(seconds, 4),
             },
             image=prepared.pictures[index],
+            signed=signed,
             top=tuple((i, label(i), float(by_class[i])) for i in best),
         )
 

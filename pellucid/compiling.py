@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from pellucid.adapters.base import Port
+from pellucid.adapters.base import Port, Rectifier
 from pellucid.adapters.onnx import OnnxAdapter
 from pellucid.compiled import CompiledExplainer
 from pellucid.errors import InputError, LayerError, MethodError, UnsupportedError, nearest
@@ -28,18 +28,19 @@ from pellucid.graph.prepare import fold, infer, prepare
 from pellucid.graph.tape import Tape
 from pellucid.labels import find_label
 from pellucid.methods.layer_choice import as_grid, choose_layer
+from pellucid.methods.registry import METHODS
 
 __all__ = ["COMPILED", "compile_explainer"]
 
 Target = int | str | Literal["argmax", "input"]
-CAMS = ("grad-cam", "hires-cam", "layer-cam")
-PIXELS = ("saliency", "input-x-gradient", "guided-backprop", "guided-grad-cam", "smooth-grad",
-          "integrated-gradients")  # fmt: skip
-COMPILED = (*CAMS, *PIXELS)
-UNSIGNED = ("saliency", "guided-backprop", "smooth-grad")  # drawn by magnitude
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "smooth-grad": {"samples": 16, "noise": 0.15},
-    "integrated-gradients": {"steps": 32, "baseline": 0.0},
+CAMS = ("grad-cam", "xgrad-cam", "hires-cam", "layer-cam")
+COMPILED = (*CAMS, "saliency", "input-x-gradient", "guided-backprop", "deconvnet",
+            "integrated-gradients", "smoothgrad", "guided-grad-cam")  # fmt: skip
+_OPTIONS = {"smoothgrad": ("samples", "noise"), "integrated-gradients": ("steps",)}
+_RULES: dict[str, Rectifier] = {
+    "guided-backprop": "guided",
+    "guided-grad-cam": "guided",
+    "deconvnet": "deconv",
 }
 
 
@@ -58,15 +59,16 @@ def compile_explainer(
     Parameters
     ----------
     model : an `.onnx` file, an `onnx.ModelProto`, or what `pellucid.load` returned for one.
-    method : `"grad-cam"`, `"hires-cam"`, `"layer-cam"`, `"saliency"`, `"input-x-gradient"`,
-        `"guided-backprop"`, `"guided-grad-cam"`, `"smooth-grad"`, `"integrated-gradients"`.
+    method : `"grad-cam"`, `"xgrad-cam"`, `"hires-cam"`, `"layer-cam"`, `"saliency"`,
+        `"input-x-gradient"`, `"guided-backprop"`, `"deconvnet"`, `"integrated-gradients"`,
+        `"smoothgrad"`, `"guided-grad-cam"`; they give what `explain` gives.
     layer : the layer of a class activation map; None takes the one that `explain` takes.
     target : `"argmax"`, the top class of each image; `"input"`, a second input `class_index`
         of one index, or one per image; or a class index or label, fixed in the file.
     size : `(H, W)` of the heatmap; None is the size of the model's input.
     seed : governs the noise of SmoothGrad, which lies in the file.
-    options : SmoothGrad: `samples` (16), `noise` (0.15, as a share of the image's range).
-        Integrated gradients: `steps` (32, of Gauss and Legendre's quadrature), `baseline` (0).
+    options : SmoothGrad: `samples` (25), `noise` (0.15, as a share of the image's range).
+        Integrated gradients: `steps` (50, of Gauss and Legendre's quadrature).
 
     Returns
     -------
@@ -137,14 +139,10 @@ class _Plan:
         score = t.ReduceSum(t.Mul(self.hot, logits), positions, keepdims=0)
         if self.method in CAMS:
             attribution, shown, rank = self._cam()
+            drawn = formula.heatmap(t, shown, rank, self._extent())
         else:
-            attribution, rank = self._pixels(), self.rank
-            shown = (
-                t.ReduceMax(t.Abs(attribution), [1], keepdims=1)
-                if self.method in UNSIGNED
-                else t.ReduceSum(attribution, [1], keepdims=1)
-            )
-        drawn = formula.heatmap(t, shown, rank, self._extent())
+            attribution, signed = self._pixels(), METHODS[self.method].signed
+            drawn = formula.pixel_heatmap(t, attribution, self.rank, self._extent(), signed)
         named = {"heatmap": drawn, "attribution": attribution, "target": classes, "score": score}
         self._finish(named, extra)
         return self.model
@@ -160,7 +158,7 @@ class _Plan:
             return t.Expand(given, batch), [given]
         return t.Expand(t.constant(np.asarray([self.target], np.int64)), batch), []
 
-    def _pulled(self, name: str, relu: Literal["exact", "guided"] = "exact") -> ir.Value:
+    def _pulled(self, name: str, relu: Rectifier = "exact") -> ir.Value:
         """Return the gradient of the score at a tensor."""
         wanted = self.values[name]
         found = walk(self.t, self.graph, {self.values[self.logits]: self.hot}, [wanted], relu)
@@ -195,15 +193,16 @@ class _Plan:
     def _pixels(self) -> ir.Value:
         """Return the attribution of every input value, `(N, C, *spatial)`."""
         t, x = self.t, self.values[self.port.own_name]
-        if self.method == "smooth-grad":
+        if self.method == "smoothgrad":
             result = self._smooth(x)
         elif self.method == "integrated-gradients":
             result = self._integrated(x)
         else:
-            guided = self.method.startswith("guided")
-            result = self._pulled(self.port.own_name, "guided" if guided else "exact")
+            result = self._pulled(self.port.own_name, _RULES.get(self.method, "exact"))
             if self.method == "input-x-gradient":
                 result = t.Mul(x, result)
+            elif self.method == "saliency":
+                result = t.Abs(result)
         if self.port.to_own:
             order = [int(axis) for axis in np.argsort(self.port.to_own)]
             result = t.Transpose(result, perm=order)
@@ -213,8 +212,8 @@ class _Plan:
         return result
 
     def _smooth(self, x: ir.Value) -> ir.Value:
-        """Average the gradient over noisy copies (Smilkov et al., 1706.03825)."""
-        count, shape = self.options["samples"], self.port.own_shape[1:]
+        """Average the gradient's magnitude over noisy copies (Smilkov et al., 1706.03825)."""
+        count, shape = self.options["samples"], self.port.shape[1:]
         if None in shape:
             raise UnsupportedError(
                 "SmoothGrad's noise lies in the file, so the model's input needs a fixed size: "
@@ -222,35 +221,39 @@ class _Plan:
             )
         t, rng = self.t, np.random.default_rng(self.seed)
         size = (count, *(side or 1 for side in shape))
-        noise = np.float32(self.options["noise"]) * rng.standard_normal(size, np.float32)
+        drawn = np.float32(self.options["noise"]) * rng.standard_normal(size, np.float32)
+        noise = np.stack([self.port.own_layout(one[None])[0] for one in drawn])
         axes = list(range(1, self.rank))
         spread = t.Sub(t.ReduceMax(x, axes, keepdims=1), t.ReduceMin(x, axes, keepdims=1))
 
         def point(inner: Tape, x: ir.Value, index: ir.Value) -> ir.Value:
             return inner.Add(x, inner.Mul(inner.Gather(noise, index, axis=0), spread))
 
-        return self._averaged(x, np.full(count, 1 / count, np.float32), point)
+        return self._averaged(x, np.full(count, 1 / count, np.float32), point, absolute=True)
 
     def _integrated(self, x: ir.Value) -> ir.Value:
         """Integrate the gradient along the line from the baseline (Sundararajan, 1703.01365)."""
-        t, baseline = self.t, np.float32(self.options["baseline"])
+        t = self.t
         nodes, weights = np.polynomial.legendre.leggauss(self.options["steps"])
         alphas = ((nodes + 1) / 2).astype(np.float32)
-        way = t.Sub(x, baseline)
 
         def point(inner: Tape, x: ir.Value, index: ir.Value) -> ir.Value:
-            return inner.Add(inner.Mul(way, inner.Gather(alphas, index, axis=0)), baseline)
+            return inner.Mul(x, inner.Gather(alphas, index, axis=0))  # from zero
 
-        return t.Mul(way, self._averaged(x, (weights / 2).astype(np.float32), point))
+        return t.Mul(x, self._averaged(x, (weights / 2).astype(np.float32), point))
 
     def _averaged(
-        self, x: ir.Value, weights: Any, point: Callable[[Tape, ir.Value, ir.Value], ir.Value]
+        self,
+        x: ir.Value,
+        weights: Any,
+        point: Callable[[Tape, ir.Value, ir.Value], ir.Value],
+        absolute: bool = False,
     ) -> ir.Value:
         gradient = differentiate(self.part, [self.logits], [self.port.own_name], fetch=()).model
-        given = {name: self.values[name] for v in gradient.graph.inputs
-                 if (name := v.name or "") in self.values}  # fmt: skip
-        given[f"seed/{self.logits}"] = self.hot
-        return formula.average_over_points(self.t, self.graph, gradient, given, x, weights, point)
+        given = self.values | {f"seed/{self.logits}": self.hot}
+        return formula.average_over_points(
+            self.t, self.graph, gradient, given, x, weights, point, absolute
+        )
 
     def _extent(self) -> ir.Value:
         if self.size is None:
@@ -308,11 +311,12 @@ def _onnx(model: Any) -> OnnxAdapter:
 def _checked(method: str, options: dict[str, Any]) -> dict[str, Any]:
     if method not in COMPILED:
         raise MethodError(f"There is no method {method!r} to compile. {nearest(method, COMPILED)}")
-    known = _OPTIONS.get(method, {})
+    known = _OPTIONS.get(method, ())
     for name in options:
         if name not in known:
-            raise MethodError(f"{method} has no option {name!r}. {nearest(name, known)}")
-    chosen = {**known, **options}
+            raise MethodError(f"A compiled {method} has no option {name!r}. {nearest(name, known)}")
+    defaults = METHODS[method].parameters
+    chosen = {name: options.get(name, defaults[name]) for name in known}
     for name in ("samples", "steps"):
         if name in chosen and not (isinstance(chosen[name], int) and chosen[name] > 0):
             raise MethodError(f"{name}={chosen[name]!r} must be a whole number above 0.")

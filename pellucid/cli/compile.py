@@ -40,8 +40,9 @@ def parser() -> Parser:
         "--method",
         metavar="NAME",
         default="grad-cam",
-        help="grad-cam (the default), hires-cam, layer-cam, saliency, input-x-gradient, "
-        "guided-backprop, guided-grad-cam, smooth-grad, integrated-gradients",
+        help="grad-cam (the default), xgrad-cam, hires-cam, layer-cam, saliency, "
+        "input-x-gradient, guided-backprop, deconvnet, integrated-gradients, smoothgrad, "
+        "guided-grad-cam",
     )
     parser.add_argument(
         "--target",

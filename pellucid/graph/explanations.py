@@ -22,6 +22,7 @@ __all__ = [
     "heatmap",
     "on_grid",
     "one_hot",
+    "pixel_heatmap",
     "resized",
     "top_class",
 ]
@@ -69,12 +70,16 @@ def class_activation(
     """Weigh channels and add them up: (N, C, *grid) -> (N, 1, *grid), before any cut at zero."""
     positions = list(range(2, rank))
     if kind == "grad-cam":
-        weighted = t.Mul(t.ReduceMean(gradient, positions, keepdims=1), activation)
+        weighed = t.Mul(t.ReduceMean(gradient, positions, keepdims=1), activation)
+    elif kind == "xgrad-cam":
+        over = t.ReduceSum(t.Mul(gradient, activation), positions, keepdims=1)
+        under = t.Add(t.ReduceSum(activation, positions, keepdims=1), 1e-7)
+        weighed = t.Mul(t.Div(over, under), activation)
     elif kind == "layer-cam":
-        weighted = t.Mul(t.Relu(gradient), activation)
+        weighed = t.Mul(t.Relu(gradient), activation)
     else:  # HiResCAM
-        weighted = t.Mul(gradient, activation)
-    return t.ReduceSum(weighted, [1], keepdims=1)
+        weighed = t.Mul(gradient, activation)
+    return t.ReduceSum(weighed, [1], keepdims=1)
 
 
 def heatmap(t: Tape, values: ir.Value, rank: int, size: ir.Value) -> ir.Value:
@@ -83,6 +88,43 @@ def heatmap(t: Tape, values: ir.Value, rank: int, size: ir.Value) -> ir.Value:
     peak = t.ReduceMax(positive, list(range(1, rank)), keepdims=1)
     scaled = t.Div(positive, t.Where(t.Greater(peak, 0.0), peak, 1.0))
     return t.Squeeze(t.Clip(resized(t, scaled, rank, size), 0.0, 1.0), [1])
+
+
+def pixel_heatmap(t: Tape, values: ir.Value, rank: int, size: ir.Value, signed: bool) -> ir.Value:
+    """Draw an attribution of pixels on [0, 1]: (N, C, *spatial) -> (N, *size).
+
+    The channels are summed, with 1/2 for zero, or without a sign their largest magnitude is
+    taken. The scale is the 99.5th percentile, since a few pixels far above all others would leave
+    the rest dark.
+    """
+    if signed:
+        strength = t.ReduceSum(values, [1], keepdims=1)
+    else:
+        strength = t.ReduceMax(t.Abs(values), [1], keepdims=1)
+    magnitude = t.Flatten(t.Abs(strength), axis=1)  # (N, P)
+    high = t.ReduceMax(magnitude, [1], keepdims=1)
+    percentile = _percentile(t, magnitude, 0.995)
+    scale = t.Where(t.Greater(percentile, 0.0), percentile, high)
+    scale = t.Where(t.Greater(scale, 0.0), scale, 1.0)
+    scaled = t.Div(strength, t.Unsqueeze(scale, list(range(2, rank))))
+    drawn = resized(t, scaled, rank, size)
+    if signed:
+        drawn = t.Mul(t.Add(drawn, 1.0), 0.5)
+    return t.Squeeze(t.Clip(drawn, 0.0, 1.0), [1])
+
+
+def _percentile(t: Tape, values: ir.Value, share: float) -> ir.Value:
+    """Percentile of rows, interpolated between its two neighbours: (N, P) -> (N, 1)."""
+    double = int(ir.DataType.DOUBLE)
+    last = t.Sub(t.Shape(values, start=1, end=2), [1])
+    place = t.Mul(t.Cast(last, to=double), np.asarray([share]))
+    below = t.Floor(place)
+    above = t.Cast(t.Sub(place, below), to=int(t.dtype))  # the share of the upper neighbour
+    rank = t.Sub(last, t.Cast(below, to=int(ir.DataType.INT64)))  # of the lower one, from the top
+    top, _ = t.write_many("TopK", 2, values, t.Add(rank, [1]), axis=1)  # falling
+    lower = t.Gather(top, rank, axis=1)
+    upper = t.Gather(top, t.Max(t.Sub(rank, [1]), [0]), axis=1)
+    return t.Add(lower, t.Mul(above, t.Sub(upper, lower)))
 
 
 def resized(t: Tape, values: ir.Value, rank: int, size: ir.Value) -> ir.Value:
@@ -105,6 +147,7 @@ def average_over_points(
     x: ir.Value,
     weights: NDArray[Any],
     point: Callable[[Tape, ir.Value, ir.Value], ir.Value],
+    absolute: bool = False,
 ) -> ir.Value:
     """Weighted sum of the gradient at several points, by a loop with one pass for each of them.
 
@@ -115,6 +158,7 @@ def average_over_points(
     given : values outside for those inputs; that of `x` is replaced by the point.
     weights : one per point.
     point : from `(tape, x, index of the point)` to the point, in nodes inside the loop.
+    absolute : sum magnitudes.
     """
     body = gradient.clone().graph
     (result,) = body.outputs
@@ -142,7 +186,8 @@ def average_over_points(
     for name, value in inputs.items():
         value.replace_all_uses_with(here if given[name] is x else given[name])
     weight = inner.Gather(weights, index, axis=0)
-    after = inner.Add(total, inner.Mul(result, weight))
+    counted = inner.Abs(result) if absolute else result
+    after = inner.Add(total, inner.Mul(counted, weight))
     after.type, after.shape = x.type, x.shape
     on = inner.Identity(going)
     on.type, on.shape = going.type, going.shape
