@@ -188,7 +188,7 @@ def _explanation(
         provenance=dict(provenance),
         image=prepared.pictures[index],
         top=tuple((i, labels[i], float(by_class[i])) for i in best),
-        notes=notes,
+        notes=(*notes, *adapter.notes),
     )
 
 

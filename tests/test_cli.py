@@ -313,7 +313,10 @@ BAD = {
     "missing model": (["missing.h5", "photo.png"], "There is no file missing.h5"),
     "folder": ([".", "photo.png"], "no SavedModel"),
     "text named .onnx": (["page.onnx", "photo.png"], "page.onnx is no ONNX file: it is a text"),
-    "text named .keras": (["page.keras", "photo.png"], "page.keras is no Keras model"),
+    "text named .keras": (
+        ["page.keras", "photo.png"],
+        "page.keras: this is an HTML or XML page, not a model",
+    ),
     "pickled module": (["pickled.pt", "photo.png"], "runs whatever code it holds"),
     "pickled module, what to do": (["pickled.pt", "photo.png"], "--allow-code opens it"),
     "old pickle": (["old.pt", "photo.png"], "runs whatever code it holds"),

@@ -42,6 +42,9 @@ class KerasAdapter(Adapter):
     model : a functional, sequential or subclassed model; its weights are only read.
     labels, preprocess, source : see `pellucid.load`.
     device : "cpu" or "cuda:0"; None leaves it to TensorFlow.
+    renamed : from the model's layer names to those by which they are addressed, where a file
+        has names that Keras 3 forbids.
+    notes : what the reader of its file was not sure of.
     """
 
     framework = "keras"
@@ -54,9 +57,13 @@ class KerasAdapter(Adapter):
         preprocess: Any = None,
         source: str = "",
         device: str | None = None,
+        renamed: Mapping[str, str] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         super().__init__(labels=labels, preprocess=preprocess, source=source or model.name)
         self.model = model
+        self.notes = tuple(notes)
+        self._renamed = dict(renamed or {})
         self._device = _device(device)
         self._lock = threading.RLock()
         self._seen: tuple[tuple[int, ...], ...] | None = None
@@ -204,7 +211,7 @@ class KerasAdapter(Adapter):
         try:
             data_format = family.backend.image_data_format()
             with tf.device(self._device):
-                return trace(operation, family.Model, call, specs, data_format)
+                return trace(operation, family.Model, call, specs, data_format, self._renamed)
         except (ValueError, TypeError, tf.errors.OpError) as error:
             shapes = ", ".join(str(tuple(spec.shape)) for spec in specs)
             raise InputError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -59,6 +59,7 @@ def trace(
     call: Callable[[Sequence[Any]], Any],
     specs: Sequence[Any],
     data_format: str,
+    renamed: Mapping[str, str],
 ) -> Trace:
     """Trace one forward pass of a model.
 
@@ -69,8 +70,9 @@ def trace(
     call : calls the model on a list of tensors.
     specs : one `tf.TensorSpec` per input, in the model's own layout.
     data_format : what rank-4 tensors are where no layer says it.
+    renamed : from layer names to those by which they are listed.
     """
-    recorder = _Recorder(model_class)
+    recorder = _Recorder(model_class, renamed)
     results: list[Any] = []
 
     def forward(*tensors: Any) -> Any:
@@ -98,6 +100,7 @@ class _Recorder:
     """Notes every layer call of one forward pass."""
 
     model_class: type
+    renamed: Mapping[str, str]
     arguments: list[Any] = field(default_factory=list)
     noted: list[_Note] = field(default_factory=list)
     stack: list[Any] = field(default_factory=list)
@@ -140,7 +143,7 @@ class _Recorder:
         tensors = [t for t in tf.nest.flatten(outputs) if self._is_ours(t)]
         if not tensors:
             return
-        path = "/".join(part.name for part in (*holders, called))
+        path = "/".join(self.renamed.get(p.name, p.name) for p in (*holders, called))
         index = self.counts[path]
         self.counts[path] += 1
         sources = [t for t in tf.nest.flatten(args) if self._is_ours(t)]
