@@ -613,7 +613,11 @@ def test_a_keras_file_is_explained_without_a_word_of_tensorflow() -> None:
 
     layers = keras.layers
     network = keras.Sequential(
-        [keras.Input((16, 16, 3)), layers.Conv2D(3, 3), layers.GlobalAveragePooling2D()]
+        [
+            keras.Input((16, 16, 3)),
+            layers.Conv2D(3, 3, name="conv2d"),
+            layers.GlobalAveragePooling2D(),
+        ]
     )
     network.save("tiny.keras")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("TF_", "KERAS_"))}
