@@ -105,7 +105,7 @@ def explain(
     explanations = [
         Explanation(
             attribution=attribution[index],
-            **_drawn(found, attribution[index], prepared, index, layers),
+            **_drawn(found, attribution[index], prepared, index, layers, adapter.notes),
             **_answer(adapter, objective, index, by_class[index], top),
             **shared,
         )
@@ -180,12 +180,18 @@ def _answer(
 
 
 def _drawn(
-    method: Method, attribution: Array, prepared: Prepared, index: int, layers: Sequence[str]
+    method: Method,
+    attribution: Array,
+    prepared: Prepared,
+    index: int,
+    layers: Sequence[str],
+    known: tuple[str, ...],
 ) -> dict[str, Any]:
     """Return heatmap, picture and notes of one image, for its Explanation."""
     strength, notes = _strength(method, attribution, " and ".join(layers) or "the input")
     if prepared.preprocess is not None and prepared.preprocess.assumed:
         notes = (*notes, f"Preprocessing: {prepared.preprocess.reason}.")
+    notes = (*notes, *known)
     picture = prepared.pictures[index]
     if picture is None:
         drawn = resize_map(strength, prepared.batch[0].shape[2:])

@@ -328,7 +328,10 @@ BAD = {
     "missing model": (["missing.h5", "photo.png"], "There is no file missing.h5"),
     "folder": ([".", "photo.png"], "no SavedModel"),
     "text named .onnx": (["page.onnx", "photo.png"], "page.onnx is no ONNX file: it is a text"),
-    "text named .keras": (["page.keras", "photo.png"], "page.keras is no Keras model"),
+    "text named .keras": (
+        ["page.keras", "photo.png"],
+        "page.keras: this is an HTML or XML page, not a model",
+    ),
     "pickled module": (["pickled.pt", "photo.png"], "runs whatever code it holds"),
     "pickled module, what to do": (["pickled.pt", "photo.png"], "--allow-code opens it"),
     "old pickle": (["old.pt", "photo.png"], "runs whatever code it holds"),
@@ -625,7 +628,11 @@ def test_a_keras_file_is_explained_without_a_word_of_tensorflow() -> None:
 
     layers = keras.layers
     network = keras.Sequential(
-        [keras.Input((16, 16, 3)), layers.Conv2D(3, 3), layers.GlobalAveragePooling2D()]
+        [
+            keras.Input((16, 16, 3)),
+            layers.Conv2D(3, 3, name="conv2d"),
+            layers.GlobalAveragePooling2D(),
+        ]
     )
     network.save("tiny.keras")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("TF_", "KERAS_"))}

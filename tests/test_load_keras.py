@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -12,6 +14,7 @@ import pytest
 
 from pellucid.adapters.load import load
 from pellucid.errors import LoadError, UnsupportedError
+from pellucid.explainer import explain
 
 keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
@@ -101,7 +104,14 @@ def test_lambda_bytecode_of_old_files_is_never_unmarshalled(tmp_path: Path) -> N
             ],
         },
     }
-    nested = {"class_name": "TimeDistributed", "config": {"layer": config}}
+    wrapper = {"name": "t", "layer": config, "batch_input_shape": [None, 2, 8, 8, 3]}
+    nested = {
+        "class_name": "Sequential",
+        "config": {
+            "name": "o",
+            "layers": [{"class_name": "TimeDistributed", "config": wrapper}],
+        },
+    }
     for description in (config, nested):
         with h5py.File(tmp_path / "old.h5", "w") as file:
             file.attrs["model_config"] = json.dumps(description)
@@ -127,17 +137,87 @@ def test_a_saved_model_that_writes_files_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "it-ran").exists()
 
 
-def test_weights_alone_are_no_model(tmp_path: Path) -> None:
-    network().save_weights(tmp_path / "model.weights.h5")
-    with pytest.raises(LoadError, match="weights and no network"):
+def test_weights_alone_need_an_architecture(tmp_path: Path) -> None:
+    model = network()
+    model.save_weights(tmp_path / "model.weights.h5")
+    (tmp_path / "model.json").write_text(model.to_json())
+    with pytest.raises(LoadError, match=r"weights only.*architecture="):
         load(tmp_path / "model.weights.h5")
+    for architecture in (tmp_path / "model.json", json.loads(model.to_json()), network, model):
+        adapter = load(tmp_path / "model.weights.h5", architecture=architecture)
+        np.testing.assert_allclose(adapter.run(X)["output"], expected(model), atol=1e-6)
 
 
-def test_a_file_under_the_wrong_suffix_says_which_it_should_have(tmp_path: Path) -> None:
-    network().save(tmp_path / "model.keras")
+def test_a_model_its_factory_or_its_description_take_weights_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = network()
+    changed = [array + 0.01 for array in model.get_weights()]
+    model.set_weights(changed)
+    model.save(tmp_path / "w.h5")
+    (tmp_path / "model.json").write_text(model.to_json())
+    monkeypatch.setitem(sys.modules, "my_keras_code", SimpleNamespace(build=network))
+    for source in (network(), "my_keras_code:build", tmp_path / "model.json"):
+        adapter = load(source, weights=tmp_path / "w.h5")
+        np.testing.assert_allclose(adapter.run(X)["output"], expected(model), atol=1e-6)
+
+
+def test_content_decides_and_not_the_suffix(tmp_path: Path) -> None:
+    model = network()
+    model.save(tmp_path / "model.keras")
     (tmp_path / "model.keras").rename(tmp_path / "model.h5")
-    with pytest.raises(LoadError, match=r"model\.keras"):
-        load(tmp_path / "model.h5")
+    np.testing.assert_allclose(
+        load(tmp_path / "model.h5").run(X)["output"], expected(model), atol=1e-6
+    )
+
+
+def old_file(path: Path, names: tuple[str, str]) -> np.ndarray:
+    """Write a file of Keras 2 with layers of these names; return its second kernel."""
+    layers = [
+        {"class_name": "Conv2D", "config": {
+            "name": name, "filters": 3, "kernel_size": [1, 1], "use_bias": False, **shape,
+        }}
+        for name, shape in zip(names, ({"batch_input_shape": [None, 8, 8, 3]}, {}), strict=True)
+    ]  # fmt: skip
+    config = {"class_name": "Sequential", "config": {"name": "s", "layers": layers}}
+    kernels = np.random.default_rng(0).normal(size=(2, 1, 1, 3, 3)).astype(np.float32)
+    with h5py.File(path, "w") as file:
+        file.attrs.update(model_config=json.dumps(config), keras_version="2.2.4")
+        group = file.create_group("model_weights")
+        group.attrs["layer_names"] = list(names)
+        for name, kernel in zip(names, kernels, strict=True):
+            inner = group.create_group(name)
+            inner.attrs["weight_names"] = ["kernel:0"]
+            inner["kernel:0"] = kernel
+    return kernels
+
+
+def test_layers_keep_names_that_keras_3_forbids(tmp_path: Path) -> None:
+    first, _ = old_file(tmp_path / "model.h5", ("block/conv", "c d"))
+    adapter = load(tmp_path / "model.h5")
+    assert [layer.name for layer in adapter.layers] == ["block/conv", "c d"]
+    value = adapter.run(X, ["block/conv"])["block/conv"]
+    np.testing.assert_allclose(value, np.einsum("nchw,cd->ndhw", X, first[0, 0]), atol=1e-5)
+
+
+def test_a_layer_can_be_replaced(tmp_path: Path) -> None:
+    _, second = old_file(tmp_path / "model.h5", ("a", "b"))
+    adapter = load(tmp_path / "model.h5", replace={"a": lambda x: x * 2})
+    np.testing.assert_allclose(
+        adapter.run(X)["output"], np.einsum("nchw,cd->ndhw", 2 * X, second[0, 0]), atol=1e-5
+    )
+
+
+def test_doubts_of_the_reader_reach_the_explanation(tmp_path: Path) -> None:
+    model = network()
+    kernel, *others = model.layers[0].get_weights()
+    kernel[0, 0, 0, 0] = np.nan
+    model.layers[0].set_weights([kernel, *others])
+    model.save(tmp_path / "model.h5")
+    adapter = load(tmp_path / "model.h5")
+    (note,) = adapter.notes
+    assert "'conv'" in note
+    assert note in explain(adapter, X[:1].transpose(0, 2, 3, 1), layer="conv")[0].notes
 
 
 def test_an_unknown_layer_is_said_by_name(tmp_path: Path) -> None:

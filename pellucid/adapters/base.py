@@ -141,9 +141,11 @@ class Adapter(ABC):
     labels : class names, or None.
     preprocess : how images become a batch, or None for the adapter's own guess.
     source : where the model came from, for messages and provenance.
+    notes : what its reader was not sure of; every explanation repeats it.
     """
 
     framework: ClassVar[str]
+    notes: tuple[str, ...] = ()
     fixed_batch: int | None = None  # the only batch size that the model takes, if it is so
 
     def __init__(self, *, labels: Any = None, preprocess: Any = None, source: str = "") -> None:

@@ -1,27 +1,25 @@
-"""What turns a file or a folder into a Keras model, without running code that it holds.
+"""What turns a Keras file of any year, or a SavedModel folder, into a Keras model.
 
-A `Lambda` layer is a marshalled Python function, and older formats and `tf_keras` unmarshal it
-without asking; a SavedModel is a TensorFlow program, which may read and write files. Both are
-looked for before anything is opened.
+The reader in `legacy` takes files apart and builds them anew, so that none of their code runs. A
+SavedModel that holds no layers, only a graph of operations, is a TensorFlow program, which may
+read and write files; these operations are looked for before it is opened.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 import re
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pellucid.adapters.files import DESCRIBED, content_of
+from pellucid.adapters.legacy import LegacyModel, read
 from pellucid.errors import LoadError, PellucidError, UnsupportedError, first_line
 
-__all__ = ["open_keras", "open_saved_model"]
+__all__ = ["Opened", "check_backend", "open_keras"]
 
 _NEEDS = "Keras files need TensorFlow and Keras: install 'pellucid[tensorflow]'."
-_CODE_CLASSES = ("Lambda", "__lambda__", "TFSMLayer")
 _FILE_OPERATORS = frozenset(
     (
         "ReadFile", "WriteFile", "MatchingFiles", "PyFunc", "PyFuncStateless", "EagerPyFunc",
@@ -37,49 +35,95 @@ _CHECKPOINT = re.compile(r"^__inference__traced_(save|restore)_\d+$")
 _SAVING = frozenset(("SaveV2", "MergeV2Checkpoints"))
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A Keras model from a file.
+
+    Attributes
+    ----------
+    model : the Keras 3 model.
+    renamed : from its layer names to the file's, where Keras 3 forbids the latter.
+    notes : what the reader was not sure of.
+    """
+
+    model: Any
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
 def open_keras(
-    path: Path, *, custom_objects: Mapping[str, Any] | None = None, allow_code: bool = False
-) -> Any:
-    """Open a `.keras`, `.h5` or `.hdf5` file with Keras 3, or with `tf_keras` where that fails.
+    path: Path,
+    *,
+    weights: Path | None = None,
+    architecture: Any = None,
+    backend: str | None = None,
+    custom_objects: Mapping[str, Any] | None = None,
+    replace: Mapping[str, Any] | None = None,
+    allow_code: bool = False,
+) -> Opened:
+    """Open a Keras file of any year, or a SavedModel folder; the parameters are those of `load`.
 
     Raises
     ------
-    LoadError : it is no Keras model, holds code, or cannot be opened.
-    UnsupportedError : Keras is not installed.
+    LoadError : it is damaged, no Keras model, or needs code that was not given.
+    UnsupportedError : Keras is not installed, or runs on another backend than TensorFlow.
     """
-    content = content_of(path)
-    if content not in ("hdf5", "zip"):
-        raise LoadError(
-            f"{path} is no Keras model: it is {DESCRIBED[content]}. Download or save it again."
-        )
-    if path.suffix == ".keras" and content == "hdf5":
-        raise LoadError(f"{path} is an HDF5 file: rename it to {path.stem}.h5.")
-    if path.suffix != ".keras" and content == "zip":
-        raise LoadError(f"{path} is a zip archive: rename it to {path.stem}.keras.")
-    config = _h5_config(path) if content == "hdf5" else _zip_config(path)
-    custom = dict(custom_objects or {})
-    if not allow_code and (code := next(_code_in(config, custom), None)):
-        raise LoadError(
-            f"{path} is refused: its {code} holds Python code that opening it would run. Give "
-            "allow_code=True if you trust the file."
-        )
-    reasons: list[str] = []
-    for name in ("keras", "tf_keras"):
-        if (package := _imported(name)) is None:
-            continue
-        if name == "tf_keras" and content == "zip":
-            break  # the new format is Keras 3's own
-        try:
-            return package.models.load_model(
-                str(path), custom_objects=custom, compile=False, safe_mode=not allow_code
-            )
-        except Exception as error:
-            reasons.append(f"{name} says: {first_line(error)}")
-    if not reasons:
+    graph = path.is_dir() and (path / "saved_model.pb").is_file()
+    try:
+        legacy = read(path, weights, architecture, backend)
+        return _built(legacy, custom_objects, replace, allow_code)
+    except UnsupportedError as error:
+        if not graph or "no Keras layers" not in str(error):
+            raise
+        return Opened(_as_one_layer(path, allow_code))
+    except LoadError as error:
+        if not graph or replace or architecture is not None:
+            raise
+        return _program(path, error, allow_code)
+
+
+def _built(
+    legacy: LegacyModel,
+    custom_objects: Mapping[str, Any] | None,
+    replace: Mapping[str, Any] | None,
+    allow_code: bool,
+) -> Opened:
+    if (keras := _imported("keras")) is None:
         raise UnsupportedError(_NEEDS)
-    raise LoadError(
-        f"{path} cannot be opened. {' '.join(reasons)} Custom layers are given with custom_objects."
-    )
+    check_backend(keras)
+    from pellucid.adapters.legacy.build import build
+
+    model = build(legacy, custom_objects, replace, allow_code)
+    return Opened(model, legacy.renamed, tuple(_sentence(w) for w in legacy.warnings))
+
+
+def check_backend(keras: Any) -> None:
+    """Refuse a Keras that runs on anything but TensorFlow.
+
+    Raises
+    ------
+    UnsupportedError : it does.
+    """
+    if (backend := keras.backend.backend()) != "tensorflow":
+        raise UnsupportedError(
+            f"Keras runs on {backend} here; this version explains Keras models on TensorFlow "
+            "only. Set the environment variable KERAS_BACKEND=tensorflow before Keras is "
+            "imported."
+        )
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith(".") else ".")
+
+
+def _program(path: Path, reason: LoadError, allow_code: bool) -> Opened:
+    """Open a SavedModel whose layers cannot be built; its program still runs."""
+    try:
+        model = _as_one_layer(path, allow_code)
+    except LoadError as error:
+        raise reason from error
+    note = f"Its layers are out of reach, only the output can be explained: {first_line(reason)}"
+    return Opened(model, notes=(note,))
 
 
 def _imported(name: str) -> Any:
@@ -89,94 +133,7 @@ def _imported(name: str) -> Any:
         return None
 
 
-# ---- code in files --------------------------------------------------------------------------
-
-
-def _h5_config(path: Path) -> Any:
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            text = file.attrs.get("model_config")
-            is_weights = (
-                "layer_names" in file.attrs or "layers" in file or "_layer_checkpoint" in file
-            )
-    except OSError as error:
-        raise LoadError(
-            f"{path} is damaged or cut short ({first_line(error)}). Download or save it again."
-        ) from error
-    if text is None:
-        kind = "holds weights and no network" if is_weights else "holds no Keras model"
-        raise LoadError(f"{path} {kind}. Save the whole model with model.save(...).")
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise LoadError(f"{path} holds a damaged model description. Save it again.") from error
-
-
-def _zip_config(path: Path) -> Any:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if "config.json" not in names:
-                raise LoadError(
-                    f"{path} is a zip archive, but no Keras model. (A PyTorch model? Name it .pt.)"
-                )
-            return json.loads(archive.read("config.json"))
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError) as error:
-        raise LoadError(
-            f"{path} is damaged or cut short ({first_line(error)}). Download or save it again."
-        ) from error
-
-
-def _code_in(config: Any, custom: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what in a model's description would run as code, by layer name."""
-    if isinstance(config, Mapping):
-        inner = config.get("config")
-        settings = inner if isinstance(inner, Mapping) else {}
-        if config.get("class_name") in _CODE_CLASSES:
-            function = settings.get("function")
-            if not (isinstance(function, str) and function in custom):
-                yield f"{config['class_name']} layer {settings.get('name', '')!r}"
-        for key, value in config.items():
-            if str(key).endswith("_type") and value == "lambda":
-                yield f"lambda in {str(key)!r}"
-            yield from _code_in(value, custom)
-    elif isinstance(config, list):
-        for value in config:
-            yield from _code_in(value, custom)
-    elif isinstance(config, str) and config.startswith("{") and "class_name" in config:
-        try:
-            yield from _code_in(json.loads(config), custom)
-        except ValueError:
-            return
-
-
-# ---- SavedModel folders ---------------------------------------------------------------------
-
-
-def open_saved_model(
-    path: Path, *, custom_objects: Mapping[str, Any] | None = None, allow_code: bool = False
-) -> Any:
-    """Open a SavedModel folder: as a `tf_keras` model if it is one, else as a single layer.
-
-    A SavedModel that Keras did not write, or that was exported for serving, has no layers left:
-    its `serving_default` signature becomes a model of one layer.
-    """
-    if not allow_code:
-        _refuse_unsafe(path)
-    metadata = path / "keras_metadata.pb"
-    if metadata.is_file() and (package := _imported("tf_keras")) is not None:
-        text = metadata.read_bytes()
-        has_code = b'"Lambda"' in text or b"__lambda__" in text or b'"lambda"' in text
-        if allow_code or not has_code:
-            try:
-                return package.models.load_model(
-                    str(path), custom_objects=dict(custom_objects or {}), compile=False
-                )
-            except Exception:  # what Keras no longer understands still runs as a program
-                return _as_one_layer(path)
-    return _as_one_layer(path)
+# ---- SavedModels without layers --------------------------------------------------------------
 
 
 def _refuse_unsafe(path: Path) -> None:
@@ -211,7 +168,10 @@ def _refuse_unsafe(path: Path) -> None:
                 )
 
 
-def _as_one_layer(path: Path) -> Any:
+def _as_one_layer(path: Path, allow_code: bool) -> Any:
+    """Make a model of one layer of the signature `serving_default`."""
+    if not allow_code:
+        _refuse_unsafe(path)
     if (keras := _imported("keras")) is None:
         raise UnsupportedError(_NEEDS.replace("Keras files", "SavedModels"))
     try:

@@ -6,7 +6,6 @@ has been imported already. Paths are told apart by suffix, and checked by conten
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,16 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.adapters.base import Adapter
+from pellucid.adapters.factories import FACTORY, made_by
 from pellucid.adapters.files import existing
 from pellucid.errors import InputError, LoadError, UnsupportedError, first_line
 from pellucid.labels import load_labels
 
 __all__ = ["load"]
 
-_FACTORY = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 _TORCH_SUFFIXES = (".pt2", ".pt", ".pth", ".ts", ".torchscript", ".bin", ".ckpt")
-_KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
-_KNOWN = ".onnx, .keras, .h5, .hdf5, .pt2, .pt, .pth or a SavedModel folder"
+_ARCHITECTURES = (".json", ".yaml", ".yml")
+_KERAS_SUFFIXES = (".keras", ".h5", ".hdf5", ".index", *_ARCHITECTURES)
+_KNOWN = (
+    ".onnx, .keras, .h5, .hdf5, .json or .yaml with weights=, .pt2, .pt, .pth or a SavedModel "
+    "folder"
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,9 @@ class _Options:
     custom_objects: Mapping[str, Any] | None
     allow_code: bool
     device: str | None
+    architecture: Any = None
+    backend: str | None = None
+    replace: Mapping[str, Any] | None = None
 
     @property
     def given(self) -> dict[str, Any]:
@@ -46,9 +52,12 @@ def load(
     source: Any,
     *,
     weights: str | Path | None = None,
+    architecture: Any = None,
     labels: Sequence[str] | str | Path | None = None,
     preprocess: Any = None,
+    backend: str | None = None,
     custom_objects: Mapping[str, Any] | None = None,
+    replace: Mapping[str, Any] | None = None,
     allow_code: bool = False,
     device: str | None = None,
 ) -> Adapter:
@@ -59,14 +68,25 @@ def load(
     source : a live model (`torch.nn.Module`, `keras.Model`, `tf_keras.Model`,
         `onnx.ModelProto`), an adapter, the path of a file (`.onnx`, `.keras`, `.h5`, `.hdf5`,
         `.pt2`, TorchScript `.pt` or `.pth`) or of a SavedModel folder, or
-        `"package.module:factory"`, which names a class or function that builds a PyTorch module
-        when it is called without arguments, or the module itself.
+        `"package.module:factory"`, which names a class or function that builds a model when it is
+        called without arguments, or the model itself. Keras files may be of any year since 2015:
+        what they say in older words is translated, and their layers keep their names.
     weights : with a PyTorch module or its factory, the file of its weights: a state dict or a
-        checkpoint that holds one, or `.safetensors`.
+        checkpoint that holds one, or `.safetensors`. With a Keras architecture (`.json`, `.yaml`,
+        a Keras model or its factory), the HDF5 file of its weights.
+    architecture : for Keras files that hold weights only (`.h5`, `.weights.h5`, a TensorFlow
+        checkpoint): a JSON or YAML file, a configuration as a dictionary, a Keras model, a
+        function that returns one, or `"package.module:factory"`. Weights are matched by name, or
+        else by order and shape.
     labels : names of the classes in the order of the outputs: a list, a text or JSON file, or
         `"imagenet"`.
     preprocess : how images become a batch; see `pellucid.images.Preprocess`.
+    backend : "theano" or "tensorflow", for files of Keras 1, which do not record it: Theano's
+        kernels are flipped and its strided SAME padding is symmetric. By default it is told from
+        the names of the weights.
     custom_objects : for Keras files, the custom layers and functions by name.
+    replace : for Keras files, functions or layers to use in place of layers, by layer name, as
+        for a Lambda whose bytecode cannot or must not run: `{"lambda_1": lambda x: x / 255}`.
     allow_code : let the file run code of its own as it is opened (pickles, Lambda layers). Only
         for files that you trust as you trust a program.
     device : "cpu", "cuda" or "cuda:1"; None is the model's own, and for ONNX files CUDA where
@@ -75,7 +95,8 @@ def load(
     Returns
     -------
     Adapter
-        The model. A live model is left as it is.
+        The model. A live model is left as it is. What the reader of an old file was not sure of
+        is in `adapter.notes`.
 
     Raises
     ------
@@ -89,20 +110,17 @@ def load(
     >>> from pellucid import load
     >>> model = load("resnet50.onnx")  # doctest: +SKIP
     >>> model = load("torchvision.models:resnet50", weights="resnet50.pth")  # doctest: +SKIP
+    >>> model = load("model.json", weights="weights.h5", backend="theano")  # doctest: +SKIP
     """
-    options = _Options(labels, preprocess, custom_objects, allow_code, device)
+    options = _Options(
+        labels, preprocess, custom_objects, allow_code, device, architecture, backend, replace
+    )
     if isinstance(source, str | Path):
-        if isinstance(source, str) and _FACTORY.match(source):
+        if isinstance(source, str) and FACTORY.match(source):
             return _made(source, weights, options)
-        path = existing(Path(source))
-        if weights is not None:
-            raise LoadError(
-                f"weights= goes with a PyTorch module or its factory, 'package.module:factory'; "
-                f"{path} holds its own."
-            )
-        return _opened(path, options)
-    if weights is not None and not _is(source, "torch.nn", "Module"):
-        raise LoadError("weights= goes with a PyTorch module or its factory.")
+        return _opened(Path(source).expanduser(), weights, options)
+    if weights is not None and not _takes_weights(source):
+        raise LoadError("weights= goes with a PyTorch module, a Keras model, or its factory.")
     return _live(source, weights, options)
 
 
@@ -115,6 +133,11 @@ def _is(source: Any, module: str, name: str) -> bool:
     return isinstance(kind, type) and isinstance(source, kind)
 
 
+def _takes_weights(source: Any) -> bool:
+    models = (("torch.nn", "Module"), ("keras", "Model"), ("tf_keras", "Model"))
+    return any(_is(source, module, name) for module, name in models)
+
+
 def _live(source: Any, weights: str | Path | None, options: _Options, name: str = "") -> Adapter:
     if isinstance(source, Adapter):
         return _set(source, options)
@@ -125,6 +148,8 @@ def _live(source: Any, weights: str | Path | None, options: _Options, name: str 
 
         return _from_torch(from_program(source), None, options, name)
     if _is(source, "keras", "Model") or _is(source, "tf_keras", "Model"):
+        if weights is not None:
+            return _opened_keras(Path(weights).expanduser(), None, options, source)
         return _from_keras(source, options, name)
     if _is(source, "onnx", "ModelProto"):
         from pellucid.adapters.onnx import OnnxAdapter
@@ -167,21 +192,19 @@ def _from_torch(source: Any, weights: str | Path | None, options: _Options, name
     return TorchAdapter(module, device=options.device, source=name, **recorded, **options.given)
 
 
-def _from_keras(source: Any, options: _Options, name: str) -> Adapter:
+def _from_keras(source: Any, options: _Options, name: str, **read: Any) -> Adapter:
     keras = sys.modules.get("keras")
     if keras is not None and _is(source, "keras", "Model"):
-        backend = keras.backend.backend()
-        if backend != "tensorflow":
-            raise UnsupportedError(
-                f"Keras runs on {backend} here; this version explains Keras models on TensorFlow "
-                "only. Set the environment variable KERAS_BACKEND=tensorflow before Keras is "
-                "imported."
-            )
+        from pellucid.adapters.keras_files import check_backend
+
+        check_backend(keras)
     try:
         from pellucid.adapters.keras import KerasAdapter
     except ImportError as error:
         raise _not_installed("TensorFlow", "tensorflow", error) from error
-    adapter: Adapter = KerasAdapter(source, source=name, device=options.device, **options.given)
+    adapter: Adapter = KerasAdapter(
+        source, source=name, device=options.device, **options.given, **read
+    )
     return adapter
 
 
@@ -195,31 +218,29 @@ def _not_installed(framework: str, extra: str, error: ImportError) -> Unsupporte
 # ---- paths ----------------------------------------------------------------------------------
 
 
-def _opened(path: Path, options: _Options) -> Adapter:
+def _opened(path: Path, weights: str | Path | None, options: _Options) -> Adapter:
+    if options.architecture is not None:
+        return _opened_keras(path, weights, options, options.architecture)
+    path = existing(path)
     suffix = path.suffix.lower()
+    if weights is not None and suffix not in _ARCHITECTURES:
+        raise LoadError(
+            f"weights= goes with an architecture ({', '.join(_ARCHITECTURES)}) or with a factory, "
+            f"'package.module:factory'; {path} holds its own."
+        )
     if path.is_dir():
         if not (path / "saved_model.pb").is_file():
             raise LoadError(
                 f"{path} is a folder, but no SavedModel: it holds no saved_model.pb. Give a file "
                 f"({_KNOWN})."
             )
-        from pellucid.adapters.keras_files import open_saved_model
-
-        model = open_saved_model(
-            path, custom_objects=options.custom_objects, allow_code=options.allow_code
-        )
-        return _from_keras(model, options, str(path))
+        return _opened_keras(path, None, options, None)
     if suffix == ".onnx":
         from pellucid.adapters.onnx import OnnxAdapter
 
         return OnnxAdapter.from_file(path, device=options.device, **options.given)
     if suffix in _KERAS_SUFFIXES:
-        from pellucid.adapters.keras_files import open_keras
-
-        model = open_keras(
-            path, custom_objects=options.custom_objects, allow_code=options.allow_code
-        )
-        return _from_keras(model, options, str(path))
+        return _opened_keras(path, weights, options, None)
     if suffix in _TORCH_SUFFIXES:
         try:
             from pellucid.adapters.torch_files import open_torch
@@ -236,16 +257,33 @@ def _opened(path: Path, options: _Options) -> Adapter:
     raise LoadError(f"{path}: a {kind} says no model format. Known are {_KNOWN}.")
 
 
+def _opened_keras(
+    path: Path, weights: str | Path | None, options: _Options, architecture: Any
+) -> Adapter:
+    from pellucid.adapters.keras_files import open_keras
+
+    if isinstance(architecture, str) and FACTORY.match(architecture):
+        architecture = made_by(architecture)
+    opened = open_keras(
+        path,
+        weights=None if weights is None else existing(Path(weights)),
+        architecture=architecture,
+        backend=options.backend,
+        custom_objects=options.custom_objects,
+        replace=options.replace,
+        allow_code=options.allow_code,
+    )
+    read = {"renamed": opened.renamed, "notes": opened.notes}
+    return _from_keras(opened.model, options, str(path), **read)
+
+
 def _made(specification: str, weights: str | Path | None, options: _Options) -> Adapter:
-    try:
-        from pellucid.adapters.torch_files import made_by
-    except ImportError as error:
-        raise _not_installed("PyTorch", "torch", error) from error
     made = made_by(specification)
     if isinstance(made, str | Path):
         raise LoadError(f"{specification} gives the path {str(made)!r}, not a model.")
-    if weights is not None and not _is(made, "torch.nn", "Module"):
+    if weights is not None and not _takes_weights(made):
         raise LoadError(
-            f"weights= goes with a PyTorch module; {specification} gives a {type(made).__name__}."
+            f"weights= goes with a PyTorch module or a Keras model; {specification} gives a "
+            f"{type(made).__name__}."
         )
     return _live(made, weights, options, specification)

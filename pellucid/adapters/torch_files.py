@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from pellucid.adapters.exported import Exported, read_exported, repacked
 from pellucid.adapters.files import DESCRIBED, content_of
 from pellucid.adapters.torchscript import read_script
-from pellucid.errors import LoadError, first_line, nearest
+from pellucid.errors import LoadError, first_line
 
-__all__ = ["load_weights", "made_by", "open_torch", "read_weights"]
+__all__ = ["load_weights", "open_torch", "read_weights"]
 
 _NESTED = ("state_dict", "model_state_dict", "model", "ema", "model_ema", "state_dict_ema")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
@@ -120,38 +120,6 @@ def _unpickled(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:
         raise LoadError(f"{path} cannot be unpickled: {first_line(error)}.") from error
-
-
-# ---- factories ------------------------------------------------------------------------------
-
-
-def made_by(specification: str) -> Any:
-    """Import "package.module:factory" and return what it makes.
-
-    A class or a function is called without arguments; anything else is taken as it is.
-    """
-    module_name, _, attribute = specification.partition(":")
-    try:
-        found: Any = importlib.import_module(module_name)
-    except Exception as error:  # importing runs the user's own code, which may fail in any way
-        raise LoadError(
-            f"{module_name!r} cannot be imported: {first_line(error)}. Check the name, and that "
-            "its folder is on the Python path."
-        ) from error
-    for name in attribute.split("."):
-        if not hasattr(found, name):
-            known = [n for n in dir(found) if not n.startswith("_")]
-            raise LoadError(f"{module_name!r} has no {attribute!r}. {nearest(name, known)}")
-        found = getattr(found, name)
-    if isinstance(found, nn.Module) or not callable(found):
-        return found
-    try:
-        return found()
-    except Exception as error:
-        raise LoadError(
-            f"{specification} fails: {type(error).__name__}: {first_line(error)}. It is called "
-            "without arguments; write a function that gives it those it needs."
-        ) from error
 
 
 # ---- weights --------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "explain": "show what a network looks at in images, and write pictures of it",
     "compile": "write a network and its explanation as one ONNX file",
+    "doctor": "say what a model file is, what was brought over, and what it lacks",
     "layers": "list a network's layers, and the one that Grad-CAM takes",
 }
 _EXAMPLES = """\
@@ -42,6 +43,7 @@ examples:
   pellucid explain resnet50.onnx *.jpg --labels imagenet --out pictures/
   pellucid explain my_network:build photo.png --weights best.pth --target "tabby cat"
   pellucid layers model.keras
+  pellucid doctor old_model.h5
 
 `pellucid COMMAND --help` tells more about each command.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from argparse import Namespace
+from argparse import Namespace, _ArgumentGroup
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +15,18 @@ from pellucid.errors import InputError
 if TYPE_CHECKING:
     from pellucid.adapters.base import Adapter
 
-__all__ = ["MODEL_HELP", "add_model_options", "open_model", "read_preprocess"]
+__all__ = ["MODEL_HELP", "add_file_options", "add_model_options", "open_model", "read_preprocess"]
 
 MODEL_HELP = (
-    "a file (.onnx .keras .h5 .hdf5 .pt2 .pt .pth), a SavedModel folder, or package.module:factory "
-    "for PyTorch code, which is looked for in the current folder too"
+    "a file (.onnx .keras .h5 .hdf5 .json .yaml .pt2 .pt .pth), a SavedModel folder, or "
+    "package.module:factory, which is looked for in the current folder too"
 )
 
 
 def add_model_options(parser: Parser) -> None:
     """Add the options that say how a model is opened."""
     group = parser.add_argument_group("the model")
-    group.add_argument("--weights", metavar="FILE", help="weights of a package.module:factory")
+    add_file_options(group)
     group.add_argument(
         "--preprocess",
         metavar="PRESET|JSON",
@@ -38,6 +38,25 @@ def add_model_options(parser: Parser) -> None:
         "--allow-code",
         action="store_true",
         help="let the model's file run code of its own as it is opened; only for files you trust",
+    )
+
+
+def add_file_options(group: _ArgumentGroup) -> None:
+    """Add the options that say what else there is to a model's file."""
+    group.add_argument(
+        "--weights", metavar="FILE", help="weights of a .json, .yaml or package.module:factory"
+    )
+    group.add_argument(
+        "--architecture",
+        metavar="FILE",
+        help="for Keras files that hold weights only: a .json or .yaml file, or a "
+        "package.module:factory that builds the network",
+    )
+    group.add_argument(
+        "--backend",
+        choices=("theano", "tensorflow"),
+        help="what wrote a file of Keras 1, which does not say it; by default it is told from the "
+        "names of the weights",
     )
 
 
@@ -89,11 +108,14 @@ def open_model(
     """
     from pellucid.adapters.load import load
 
-    if ":" in arguments.model and str(Path.cwd()) not in sys.path:
+    named = (arguments.model, arguments.architecture or "")
+    if any(":" in name for name in named) and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     return load(
         arguments.model,
         weights=arguments.weights,
+        architecture=arguments.architecture,
+        backend=arguments.backend,
         labels=labels,
         preprocess=preprocess,
         allow_code=arguments.allow_code,

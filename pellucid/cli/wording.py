@@ -12,7 +12,8 @@ __all__ = ["in_options"]
 
 _SWITCHES = ("allow_code",)
 _VALUES = (
-    "weights", "labels", "preprocess", "layer", "target", "space", "like", "device", "method",
+    "weights", "architecture", "backend", "labels", "preprocess", "layer", "target", "space",
+    "like", "device", "method",
 )  # fmt: skip
 _KEYWORD = re.compile(
     rf"(?<![\w/\\.=-])({'|'.join((*_SWITCHES, *_VALUES))})=(\{{[^}}]*\}}|'[^']*'|[\w-]*)"

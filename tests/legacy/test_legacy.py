@@ -1,20 +1,15 @@
-"""Genuine files of Keras 1.0 to 3, against the numbers that their own software gave.
-
-The cases in `cases/` are a part of a larger corpus; PELLUCID_LEGACY_CASES names a folder with more.
-"""
+"""Genuine files of Keras 1.0 to 3 as the reader sees them; test_explain has what comes of them."""
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from legacy_cases import CASES, GOOD, GRAPHS, HERE, meta, opening
 
 from pellucid.adapters.legacy import LegacyModel, read
 from pellucid.errors import LoadError, UnsupportedError
@@ -22,94 +17,15 @@ from pellucid.errors import LoadError, UnsupportedError
 keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
 
-HERE = Path(__file__).parent / "cases"
-_MORE = os.environ.get("PELLUCID_LEGACY_CASES")
-_FOLDERS = [HERE, *([Path(_MORE)] if _MORE else [])]
-CASES = {path.name: path for root in _FOLDERS for path in sorted(root.iterdir()) if path.is_dir()}
-GOOD = [name for name in CASES if not name.startswith("bad_")]
-
-# Served by TensorFlow's own loader, as they hold a graph and no layers.
-_GRAPHS = {"savedmodel_export", "savedmodel_tf1_simple_save"}
-# The recording counts the calls of this Sequential from the making of it.
-_CALLS = {("tf213_nested_siamese_multiio_h5", "block_seq@1"): "block_seq"}
-
-
-def meta(name: str) -> dict[str, Any]:
-    return json.loads((CASES[name] / "meta.json").read_text())
-
 
 def open_case(name: str, **options: Any) -> LegacyModel:
-    folder, files = CASES[name], meta(name)["files"]
-    if "architecture_code" in files:
-        scope: dict[str, Any] = {}
-        exec((folder / files["architecture_code"]).read_text(), scope)
-        return read(
-            folder / files["weights"], architecture=lambda: scope["build"](keras), **options
-        )
-    if "architecture" in files:
-        return read(folder / files["architecture"], weights=folder / files["weights"], **options)
-    return read(folder / files["model"], **options)
-
-
-def build_case(name: str) -> tuple[LegacyModel, Any]:
-    from legacy_custom import LAMBDAS, OBJECTS
-
-    from pellucid.adapters.legacy.build import build
-
-    legacy = open_case(name)
-    return legacy, build(legacy, custom_objects=OBJECTS, replace=LAMBDAS.get(name))
-
-
-def inputs_of(name: str) -> list[Any]:
-    with np.load(CASES[name] / "inputs.npz") as stored:
-        keys = ["x"] if "x" in stored else [f"x{i}" for i in range(len(stored.files))]
-        return [tf.constant(stored[key]) for key in keys]
-
-
-def evaluator(model: Any, name: str) -> Callable[[Any], Any]:
-    """Return a function from inputs to the output of a layer, `outer/inner@call`."""
-    name, _, call = name.partition("@")
-    outer, _, inner = name.partition("/")
-    layer = model.get_layer(outer)
-    node = layer._inbound_nodes[int(call or 0)]
-    if not inner:
-        whole = keras.Model(model.inputs, node.output_tensors[0])
-        return lambda x: whole(x, training=False)
-    before = keras.Model(model.inputs, list(node.input_tensors))
-    after = keras.Model(layer.inputs, layer.get_layer(inner).output)
-    return lambda x: after(before(x, training=False), training=False)
-
-
-@pytest.mark.parametrize("name", GOOD)
-def test_predictions_and_activations_are_those_of_the_original(name: str) -> None:
-    about = meta(name)
-    if about["format"] in _GRAPHS:
-        pytest.skip("a graph without layers: TensorFlow's own loader serves it")
-    _, model = build_case(name)
-    loose = 1e-2 if "mixed" in name else 1e-4
-    xs = inputs_of(name)
-    x = xs[0] if len(xs) == 1 else xs
-    found = model(x, training=False)
-    found = found if isinstance(found, (list, tuple)) else [found]
-    with np.load(CASES[name] / "expected.npz") as stored:
-        wanted = [stored[key] for key in sorted(stored.files) if key.startswith("pred")]
-        for value, want in zip(found, wanted, strict=True):
-            np.testing.assert_allclose(np.asarray(value), want, rtol=0, atol=loose)
-        if "architecture_code" in about["files"]:
-            return  # its layers have the names of the code
-        acts = {key[4:]: stored[key] for key in stored.files if key.startswith("act/")}
-        if about["last_conv"]:
-            acts[about["last_conv"]] = stored["act_lastconv"]
-    for layer, want in acts.items():
-        value = np.asarray(evaluator(model, _CALLS.get((name, layer), layer))(x))
-        limit = 10 * loose * max(np.abs(want).max(), 1e-6)
-        np.testing.assert_allclose(value, want, rtol=0, atol=limit, err_msg=layer)
+    return read(**opening(name), **options)
 
 
 @pytest.mark.parametrize("name", GOOD)
 def test_reading_uses_every_array_and_names_the_producer(name: str) -> None:
     about = meta(name)
-    if about["format"] in _GRAPHS:
+    if about["format"] in GRAPHS:
         pytest.skip("a graph without layers")
     legacy = open_case(name)
     producer = about["producer"]

@@ -42,6 +42,9 @@ class KerasAdapter(Adapter):
     model : a functional, sequential or subclassed model; its weights are only read.
     labels, preprocess, source : see `pellucid.load`.
     device : "cpu" or "cuda:0"; None leaves it to TensorFlow.
+    renamed : from the model's layer names to those by which they are addressed, where a file
+        has names that Keras 3 forbids.
+    notes : what the reader of its file was not sure of.
     """
 
     framework = "keras"
@@ -54,9 +57,13 @@ class KerasAdapter(Adapter):
         preprocess: Any = None,
         source: str = "",
         device: str | None = None,
+        renamed: Mapping[str, str] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         super().__init__(labels=labels, preprocess=preprocess, source=source or model.name)
         self.model = model
+        self.notes = tuple(notes)
+        self._renamed = dict(renamed or {})
         self._device = _device(device)
         self._lock = threading.RLock()
         self._seen: tuple[tuple[int, ...], ...] | None = None
@@ -207,8 +214,9 @@ class KerasAdapter(Adapter):
 
         try:
             data_format = family.backend.image_data_format()
+            recorder = recorder or Recorder(family.Model, self._renamed)
             with tf.device(self._device):
-                return trace(operation, family.Model, call, specs, data_format, recorder)
+                return trace(operation, call, specs, data_format, recorder)
         except (ValueError, TypeError, tf.errors.OpError) as error:
             shapes = ", ".join(str(tuple(spec.shape)) for spec in specs)
             raise InputError(
@@ -234,7 +242,7 @@ class KerasAdapter(Adapter):
         from pellucid.adapters.keras.export import MarkingRecorder, export_trace
 
         family = sys.modules[self._family]
-        recorder = MarkingRecorder(family.Model)
+        recorder = MarkingRecorder(family.Model, self._renamed)
         with self._lock:
             traced = self._traced(self._specs(self._described_shapes), recorder)
             return export_trace(traced, recorder, self.model, (self.inputs, self.outputs))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -55,24 +55,21 @@ class Trace:
 
 def trace(
     operation: type,
-    model_class: type,
     call: Callable[[Sequence[Any]], Any],
     specs: Sequence[Any],
     data_format: str,
-    recorder: Recorder | None = None,
+    recorder: Recorder,
 ) -> Trace:
     """Trace one forward pass of a model.
 
     Parameters
     ----------
     operation : the class whose `__call__` every layer goes through.
-    model_class : the Keras `Model` class, whose instances hold layers.
     call : calls the model on a list of tensors.
     specs : one `tf.TensorSpec` per input, in the model's own layout.
     data_format : what rank-4 tensors are where no layer says it.
-    recorder : what notes the calls, if it is to do more than that.
+    recorder : what notes the calls.
     """
-    recorder = recorder or Recorder(model_class)
     results: list[Any] = []
 
     def forward(*tensors: Any) -> Any:
@@ -99,7 +96,8 @@ class _Note:
 class Recorder:
     """Notes every layer call of one forward pass."""
 
-    model_class: type
+    model_class: type  # whose instances hold layers
+    renamed: Mapping[str, str] = field(default_factory=dict)  # to the names of the file
     arguments: list[Any] = field(default_factory=list)
     noted: list[_Note] = field(default_factory=list)
     stack: list[Any] = field(default_factory=list)
@@ -144,7 +142,8 @@ class Recorder:
         tensors = [t for t in tf.nest.flatten(outputs) if self.is_ours(t)]
         if not tensors:
             return outputs
-        path = "/".join(part.name for part in (*self._holders(), called))
+        holders = self._holders()
+        path = "/".join(self.renamed.get(part.name, part.name) for part in (*holders, called))
         index = self.counts[path]
         self.counts[path] += 1
         sources = [t for t in tf.nest.flatten(args) if self.is_ours(t)]

@@ -18,7 +18,7 @@ from typing import Any
 
 from pellucid.adapters.legacy.model import Need
 
-__all__ = ["BytecodeError", "function_of"]
+__all__ = ["BytecodeError", "foreign", "function_of"]
 
 _RESUME = {151: "Python 3.11 or 3.12", 149: "Python 3.13", 128: "Python 3.14"}
 _CODE = 0xE3  # a code object, remembered for references
@@ -57,6 +57,14 @@ def function_of(need: Need, names: Mapping[str, Any]) -> Callable[..., Any]:
         raise BytecodeError("it uses variables of the program around it, which were not saved")
     values = tuple(defaults) if isinstance(defaults, (list, tuple)) else None
     return types.FunctionType(code, dict(names), code.co_name, values, cells)
+
+
+def foreign(need: Need) -> str | None:
+    """Say why a lambda's bytecode cannot run here, by its header alone; None where it may."""
+    try:
+        return _foreign(_bytes(_parts(need.code)[0]))
+    except BytecodeError as error:
+        return str(error)
 
 
 def _parts(code: Any) -> tuple[Any, Any, Any]:

@@ -1,0 +1,6 @@
+"""Says what a model file is and whether it was read right, also where it cannot be opened."""
+
+from pellucid.doctor.diagnosis import diagnose
+from pellucid.doctor.findings import Diagnosis
+
+__all__ = ["Diagnosis", "diagnose"]
