@@ -9,7 +9,7 @@ from typing import Any
 
 from pellucid.errors import LoadError, first_line, nearest
 
-__all__ = ["FACTORY", "made_by"]
+__all__ = ["FACTORY", "made_by", "made_if_named"]
 
 FACTORY = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 _MODELS = (("torch.nn", "Module"), ("keras", "Model"), ("tf_keras", "Model"))
@@ -42,6 +42,12 @@ def made_by(specification: str) -> Any:
             f"{specification} fails: {type(error).__name__}: {first_line(error)}. It is called "
             "without arguments; write a function that gives it those it needs."
         ) from error
+
+
+def made_if_named(architecture: Any) -> Any:
+    """Return what "package.module:factory" makes, and anything else as it is."""
+    named = isinstance(architecture, str) and FACTORY.match(architecture)
+    return made_by(architecture) if named else architecture
 
 
 def _is_model(found: Any) -> bool:

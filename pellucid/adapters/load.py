@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.adapters.base import Adapter
-from pellucid.adapters.factories import FACTORY, made_by
+from pellucid.adapters.factories import FACTORY, made_by, made_if_named
 from pellucid.adapters.files import existing
 from pellucid.errors import InputError, LoadError, UnsupportedError, first_line
 from pellucid.labels import load_labels
@@ -262,12 +262,10 @@ def _opened_keras(
 ) -> Adapter:
     from pellucid.adapters.keras_files import open_keras
 
-    if isinstance(architecture, str) and FACTORY.match(architecture):
-        architecture = made_by(architecture)
     opened = open_keras(
         path,
         weights=None if weights is None else existing(Path(weights)),
-        architecture=architecture,
+        architecture=made_if_named(architecture),
         backend=options.backend,
         custom_objects=options.custom_objects,
         replace=options.replace,

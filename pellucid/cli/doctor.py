@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from pellucid.cli.model import add_file_options
+from pellucid.cli.model import add_file_options, find_code
 from pellucid.cli.parser import Parser
 from pellucid.cli.quiet import talk_aside
 from pellucid.cli.terminal import item, plain, styled
@@ -58,6 +58,7 @@ def run(arguments: Namespace) -> None:
     """Print the diagnosis. A file that does not open is a finding, not an error."""
     from pellucid.doctor import diagnose
 
+    find_code(arguments)
     with talk_aside():
         found = diagnose(
             arguments.model,

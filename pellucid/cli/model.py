@@ -15,7 +15,14 @@ from pellucid.errors import InputError
 if TYPE_CHECKING:
     from pellucid.adapters.base import Adapter
 
-__all__ = ["MODEL_HELP", "add_file_options", "add_model_options", "open_model", "read_preprocess"]
+__all__ = [
+    "MODEL_HELP",
+    "add_file_options",
+    "add_model_options",
+    "find_code",
+    "open_model",
+    "read_preprocess",
+]
 
 MODEL_HELP = (
     "a file (.onnx .keras .h5 .hdf5 .json .yaml .pt2 .pt .pth), a SavedModel folder, or "
@@ -91,6 +98,13 @@ def read_preprocess(text: str | None) -> Any:
     return content
 
 
+def find_code(arguments: Namespace) -> None:
+    """Let a package.module:factory be found in the current folder too."""
+    named = (arguments.model, arguments.architecture or "")
+    if any(":" in name for name in named) and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+
+
 def open_model(
     arguments: Namespace, preprocess: Any = None, labels: Sequence[str] | None = None
 ) -> Adapter:
@@ -108,9 +122,7 @@ def open_model(
     """
     from pellucid.adapters.load import load
 
-    named = (arguments.model, arguments.architecture or "")
-    if any(":" in name for name in named) and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    find_code(arguments)
     return load(
         arguments.model,
         weights=arguments.weights,

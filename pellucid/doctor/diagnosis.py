@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pellucid.adapters.base import Adapter
+from pellucid.adapters.factories import made_if_named
 from pellucid.adapters.files import existing
 from pellucid.adapters.legacy import LegacyModel, read
 from pellucid.adapters.legacy.config import leaves
@@ -63,6 +64,7 @@ def diagnose(
     path = Path(path).expanduser()
     checkpoint = path.with_name(path.name + ".index").is_file()
     path = path if checkpoint else existing(path)
+    architecture = made_if_named(architecture)
     given = {
         "weights": weights, "architecture": architecture, "backend": backend,
         "custom_objects": custom_objects, "replace": replace, "allow_code": allow_code,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -233,3 +234,22 @@ def test_the_command_gives_json_of_a_damaged_file(capsys: pytest.CaptureFixture[
     found = json.loads(capsys.readouterr().out)
     assert found["opens"] is False
     assert "truncated" in found["problems"][0]
+
+
+def test_weights_alone_are_examined_with_code_of_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("keras")
+    folder = CASES / "k224_tf_weights_only"
+    code = f"import runpy, keras\nscope = runpy.run_path({str(folder / 'build.py')!r})\n"
+    (tmp_path / "my_doctor_network.py").write_text(
+        code + "def build():\n    return scope['build'](keras)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    files = json.loads((folder / "meta.json").read_text())["files"]
+    arguments = ["--architecture", "my_doctor_network:build", "--json"]
+    assert main(["doctor", str(folder / files["weights"]), *arguments]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["opens"]
+    assert [check["passed"] for check in found["checks"]] == [True, True]
