@@ -655,3 +655,33 @@ def test_help_names_every_method() -> None:
     from pellucid.methods.registry import METHODS
 
     assert re.findall(r"[a-z][a-z+-]+", _METHODS.replace("(the default)", "")) == list(METHODS)
+
+
+def test_graph_is_printed_drawn_and_kept_in_the_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import json
+
+    import torch
+    from torch import nn
+
+    from pellucid.cli import main
+
+    monkeypatch.setenv("PELLUCID_CACHE", str(tmp_path / "kept"))
+    monkeypatch.chdir(tmp_path)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    program = torch.export.export(network, (torch.zeros(2, 3, 16, 16),))
+    torch.export.save(program, "tiny.pt2")
+    assert main(["graph", "tiny.pt2", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["parameters"] == 4 * 3 * 3 * 3 + 4
+    assert document["multiply_adds"] == 14 * 14 * 4 * 3 * 3 * 3
+    assert main(["graph", "tiny.pt2", "-o", "tiny.svg"]) == 0
+    assert Path("tiny.svg").read_text().count("Conv2D") >= 1
+    capsys.readouterr()
+    assert main(["cache", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["entries"]) == 1
+    assert main(["cache", "--clear"]) == 0
+    assert "Removed 1 exports" in capsys.readouterr().out
+    assert main(["cache"]) == 0
+    assert "Nothing is kept" in capsys.readouterr().out

@@ -35,7 +35,9 @@ COMMANDS = {
     "explain": "show what a network looks at in images, and write pictures of it",
     "compile": "write a network and its explanation as one ONNX file",
     "doctor": "say what a model file is, what was brought over, and what it lacks",
+    "graph": "print a network's layers with shapes and costs, or draw them",
     "layers": "list a network's layers, and the one that Grad-CAM takes",
+    "cache": "show or clear the exports kept on this machine",
 }
 _EXAMPLES = """\
 examples:
@@ -44,6 +46,7 @@ examples:
   pellucid explain my_network:build photo.png --weights best.pth --target "tabby cat"
   pellucid layers model.keras
   pellucid doctor old_model.h5
+  pellucid graph model.onnx -o model.svg
 
 `pellucid COMMAND --help` tells more about each command.
 """
