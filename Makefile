@@ -24,7 +24,7 @@ contracts: $(INSTALLED)
 
 # Two workers with one computing thread each; a test file stays in one worker.
 tests: $(INSTALLED)
-	OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --durations=25
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.grad_cam
