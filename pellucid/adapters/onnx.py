@@ -23,6 +23,7 @@ from pellucid.adapters.base import Adapter, Array, Layer, Port, Rectifier, Seed
 from pellucid.adapters.onnx_files import checked, fingerprint_of, read_onnx
 from pellucid.adapters.onnx_sessions import open_session
 from pellucid.errors import InputError, LayerError, UnsupportedError, first_line
+from pellucid.graph import protobuf
 from pellucid.graph.form import OnnxForm, PortForm
 from pellucid.graph.pullback import OnnxPullback, Recorded
 
@@ -79,7 +80,7 @@ class OnnxAdapter(Adapter):
         if folder is None:
             checked(model, self._named)
         self._plain = open_session(model, source=self._named, device=device, folder=folder)
-        dims = [onnx_graph.dimensions(value) for value in onnx_graph.real_inputs(model.graph)]
+        dims = [protobuf.dimensions(value) for value in protobuf.real_inputs(model.graph)]
         self.fixed_batch = next((shape[0] for shape in dims if shape), None)
 
     @classmethod
@@ -107,7 +108,7 @@ class OnnxAdapter(Adapter):
     @cached_property
     def inputs(self) -> tuple[Port, ...]:
         """The graph inputs without an initializer, channels first."""
-        values = onnx_graph.real_inputs(self.model.graph)
+        values = protobuf.real_inputs(self.model.graph)
         return tuple(self._port(v, i, "input") for i, v in enumerate(values))
 
     @cached_property
@@ -149,7 +150,7 @@ class OnnxAdapter(Adapter):
     def scales_input(self) -> bool:
         """Whether the graph begins by shifting or scaling its input by constants."""
         nodes = self.model.graph.node
-        fixed = onnx_graph.constants(self.model.graph)
+        fixed = protobuf.constants(self.model.graph)
         name = self.inputs[0].own_name
         while True:
             readers = [node for node in nodes if name in node.input]
@@ -267,7 +268,7 @@ class OnnxAdapter(Adapter):
         """
         inputs = {port.own_name for port in self.inputs}
         computed = [name for name in dict.fromkeys(tensors) if name not in inputs]
-        return onnx_graph.cut(self._whole, computed, self._extra(computed), keep=tensors)
+        return protobuf.cut(self._whole, computed, self._extra(computed), keep=tensors)
 
     @property
     def _whole(self) -> ModelProto:
@@ -287,7 +288,7 @@ class OnnxAdapter(Adapter):
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int | None, ...]]:
-        return onnx_graph.shapes(self.model)
+        return protobuf.shapes(self.model)
 
     @cached_property
     def _layers(self) -> dict[str, tuple[Layer, str]]:
@@ -331,7 +332,7 @@ class OnnxAdapter(Adapter):
                 f"The {stem} {value.name!r} of {self._named} is no tensor. Export the model "
                 "without it (for scikit-learn's ZipMap: options={'zipmap': False})."
             )
-        own = onnx_graph.dimensions(value) or self._shapes.get(value.name, ())
+        own = protobuf.dimensions(value) or self._shapes.get(value.name, ())
         own = (None, *own[1:]) if own else ()
         last = self._channels_last(own) if stem == "input" else self._image_channels_last
         rank = len(own)
@@ -356,7 +357,7 @@ class OnnxAdapter(Adapter):
         if wanted <= {value.name for value in self.model.graph.output}:
             return self._plain
         if wanted not in self._sessions:
-            part = onnx_graph.cut(self.model, sorted(wanted), self._extra(wanted))
+            part = protobuf.cut(self.model, sorted(wanted), self._extra(wanted))
             self._sessions[wanted] = open_session(
                 part, source=self._named, device=self.device, folder=self._folder
             )

@@ -16,6 +16,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, external_d
 
 from pellucid.adapters.files import DESCRIBED, content_of, existing
 from pellucid.errors import LoadError, first_line
+from pellucid.graph.protobuf import inputs_of
 
 __all__ = ["checked", "fingerprint_of", "read_onnx"]
 
@@ -97,8 +98,6 @@ def checked(model: ModelProto, source: str, path: Path | None = None) -> ModelPr
 
 
 def _missing(graph: GraphProto) -> list[str]:
-    from pellucid.adapters.onnx_graph import inputs_of
-
     known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
     known.update(sparse.values.name for sparse in graph.sparse_initializer)
     known.update(name for node in graph.node for name in node.output)

@@ -13,25 +13,16 @@ from pellucid.graph.kinds import kind_of, layout_of
 from pellucid.graph.protobuf import (
     Shape,
     constants,
-    cut,
-    dimensions,
     inputs_of,
     real_inputs,
-    shapes,
 )
 
 __all__ = [
     "ACTIVATIONS",
     "Head",
-    "constants",
-    "cut",
-    "dimensions",
     "head_of",
-    "inputs_of",
     "logits_nodes",
     "read_layers",
-    "real_inputs",
-    "shapes",
 ]
 
 ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid", "LogSoftmax": "log_softmax"}

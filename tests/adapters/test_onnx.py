@@ -18,6 +18,7 @@ from pellucid.errors import (
     PellucidError,
     UnsupportedError,
 )
+from pellucid.graph import protobuf
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
@@ -129,7 +130,7 @@ def test_a_cut_session_gives_what_the_whole_one_gives(adapter: OnnxAdapter) -> N
 
 
 def test_a_cut_keeps_only_what_the_wanted_tensor_needs() -> None:
-    part = onnx_graph.cut(network(), ["p1"])
+    part = protobuf.cut(network(), ["p1"])
     assert [node.op_type for node in part.graph.node] == ["Conv", "Relu", "MaxPool"]
     assert {tensor.name for tensor in part.graph.initializer} == {"w1", "b1"}
 
@@ -249,7 +250,7 @@ def test_token_layers_are_told_from_spatial_ones_of_rank_3() -> None:
     )
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("made.up", 1)]
     model = helper.make_model(graph, opset_imports=opsets)
-    layers = onnx_graph.read_layers(model, onnx_graph.shapes(model))
+    layers = onnx_graph.read_layers(model, protobuf.shapes(model))
     assert {name: (layer.kind, layer.layout) for name, (layer, _) in layers.items()} == {
         "patches": ("Flatten3", "features"),
         "norm": ("LayerNorm", "tokens"),
