@@ -239,3 +239,29 @@ def test_other_backends_of_keras_are_refused(monkeypatch: pytest.MonkeyPatch, ba
     monkeypatch.setattr(keras.backend, "backend", lambda: backend)
     with pytest.raises(UnsupportedError, match="KERAS_BACKEND"):
         load(network())
+
+
+def test_a_subclassed_model_opens_by_its_class(tmp_path) -> None:
+    import keras
+
+    class Network(keras.Model):
+        def __init__(self, classes: int = 3, **options):
+            super().__init__(**options)
+            self.classes = classes
+            self.conv = keras.layers.Conv2D(4, 3, name="conv")
+            self.head = keras.layers.Dense(classes, name="head")
+
+        def call(self, x):
+            return self.head(keras.ops.mean(keras.ops.relu(self.conv(x)), axis=(1, 2)))
+
+        def get_config(self):
+            return {**super().get_config(), "classes": self.classes}
+
+    original, x = Network(), np.ones((1, 3, 8, 8), np.float32)
+    expected = original(x.transpose(0, 2, 3, 1))
+    original.save(tmp_path / "subclassed.keras")
+    with pytest.raises(LoadError, match=r"'Network' is a subclassed model.*custom_objects="):
+        load(tmp_path / "subclassed.keras")
+    model = load(tmp_path / "subclassed.keras", custom_objects={"Network": Network})
+    np.testing.assert_allclose(model.run(x, ["output"])["output"], expected, rtol=1e-5)
+    assert [layer.name for layer in model.layers] == ["conv", "head"]

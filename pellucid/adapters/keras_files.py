@@ -77,7 +77,11 @@ def open_keras(
             raise
         return Opened(_as_one_layer(path, allow_code))
     except LoadError as error:
-        if not graph or replace or architecture is not None:
+        if replace or architecture is not None:
+            raise
+        if custom_objects and path.suffix == ".keras" and "is a subclassed model" in str(error):
+            return Opened(_of_its_class(path, custom_objects, allow_code))
+        if not graph:
             raise
         return _program(path, error, allow_code)
 
@@ -95,6 +99,20 @@ def _built(
 
     model = build(legacy, custom_objects, replace, allow_code)
     return Opened(model, legacy.renamed, tuple(_sentence(w) for w in legacy.warnings))
+
+
+def _of_its_class(path: Path, custom_objects: Mapping[str, Any], allow_code: bool) -> Any:
+    """Let Keras build a subclassed model, whose layers only its own class knows."""
+    keras = _imported("keras")
+    check_backend(keras)
+    try:
+        return keras.models.load_model(
+            str(path), custom_objects=dict(custom_objects), compile=False, safe_mode=not allow_code
+        )
+    except Exception as error:
+        raise LoadError(
+            f"{path} cannot be opened as the subclassed model it holds: {first_line(error)}"
+        ) from error
 
 
 def check_backend(keras: Any) -> None:

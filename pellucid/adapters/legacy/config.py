@@ -87,8 +87,8 @@ def normalise(raw: Config, notes: Notes) -> Config:
         name = raw.get("class_name")
         raise notes.fault(
             "architecture",
-            f"{name!r} is a subclassed model, whose layers are in its program only. Load it "
-            "there, and give the model itself as architecture=."
+            f"{name!r} is a subclassed model, whose layers are in its program only. Give its "
+            "class by custom_objects=, or load it there and give the model itself."
             if name and name not in MODELS
             else "there is no list of layers; this is not the architecture of a Keras model.",
         )
