@@ -19,7 +19,7 @@ import onnx
 from onnx import ModelProto, external_data_helper
 
 from pellucid.adapters import onnx_graph
-from pellucid.adapters.base import Adapter, Array, Layer, Port, Rectifier, Seed
+from pellucid.adapters.base import Adapter, Array, Layer, Port, Rectifier, Seed, numbered
 from pellucid.adapters.onnx_files import checked, fingerprint_of, read_onnx
 from pellucid.adapters.onnx_sessions import open_session
 from pellucid.errors import InputError, LayerError, UnsupportedError, first_line
@@ -340,7 +340,7 @@ class OnnxAdapter(Adapter):
         shape = tuple(own[axis] for axis in np.argsort(to_own)) if to_own else own
         dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         activation = self._heads[value.name].activation if stem == "output" else None
-        name = f"{stem}:{index}" if index else stem
+        name = numbered(stem, index)
         return Port(name, shape, value.name, to_own, activation, np.dtype(dtype).name)
 
     @staticmethod

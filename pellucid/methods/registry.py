@@ -21,7 +21,6 @@ class Method:
     ----------
     name : as `pellucid.explain` and the command line take it.
     function : see the methods' own files.
-    summary : one line for lists.
     layer : whether it looks at layers; it then takes their names after the objective.
     pixels : whether it gives `(N, C, *spatial)` over the input; otherwise one map per layer.
     signed : whether the sign of a pixel's value means for or against the target.
@@ -30,7 +29,6 @@ class Method:
 
     name: str
     function: Callable[..., Any]
-    summary: str
     layer: bool = False
     pixels: bool = True
     signed: bool = False
@@ -72,33 +70,24 @@ def method_named(name: str) -> Method:
     return METHODS[name]
 
 
-def _cam(name: str, function: Callable[..., Any], summary: str, *like: str) -> Method:
-    return Method(name, function, summary, layer=True, pixels=False, like=("paper", *like))
+def _cam(name: str, function: Callable[..., Any], *like: str) -> Method:
+    return Method(name, function, layer=True, pixels=False, like=("paper", *like))
 
 
 METHODS = {
     method.name: method
     for method in (
-        _cam("grad-cam", cam.grad_cam, "channels of a layer, weighed by their mean gradient",
-             *(library for library in cam.LIKE if library != "paper")),
-        _cam("grad-cam++", cam.grad_cam_plus_plus, "the same, with a weight for every position"),
-        _cam("xgrad-cam", cam.xgrad_cam, "the same, the mean weighed by the activation",
-             "pytorch-grad-cam"),
-        _cam("hires-cam", cam.hires_cam, "gradient times activation at every position",
-             "pytorch-grad-cam"),
-        _cam("layer-cam", cam.layer_cam, "positive gradient times activation",
-             "pytorch-grad-cam"),
-        Method("saliency", gradient.saliency, "magnitude of the gradient at the input"),
-        Method("input-x-gradient", gradient.input_x_gradient, "input times gradient",
-               signed=True),
-        Method("guided-backprop", gradient.guided_backprop,
-               "gradient of what speaks for the target at every rectifier"),
-        Method("deconvnet", gradient.deconvnet, "the transposed network's picture of the score"),
-        Method("integrated-gradients", gradient.integrated_gradients,
-               "gradient integrated from a baseline to the input", signed=True),
-        Method("smoothgrad", gradient.smoothgrad, "saliency averaged over noisy copies",
-               like=("paper",)),
-        Method("guided-grad-cam", guided_cam.guided_grad_cam,
-               "guided backpropagation, masked by Grad-CAM", layer=True, like=("paper",)),
+        _cam("grad-cam", cam.grad_cam, *(library for library in cam.LIKE if library != "paper")),
+        _cam("grad-cam++", cam.grad_cam_plus_plus),
+        _cam("xgrad-cam", cam.xgrad_cam, "pytorch-grad-cam"),
+        _cam("hires-cam", cam.hires_cam, "pytorch-grad-cam"),
+        _cam("layer-cam", cam.layer_cam, "pytorch-grad-cam"),
+        Method("saliency", gradient.saliency),
+        Method("input-x-gradient", gradient.input_x_gradient, signed=True),
+        Method("guided-backprop", gradient.guided_backprop),
+        Method("deconvnet", gradient.deconvnet),
+        Method("integrated-gradients", gradient.integrated_gradients, signed=True),
+        Method("smoothgrad", gradient.smoothgrad, like=("paper",)),
+        Method("guided-grad-cam", guided_cam.guided_grad_cam, layer=True, like=("paper",)),
     )
-}  # fmt: skip
+}

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from pellucid.adapters.base import Adapter, Array, Batch, Layer, Port, Rectifier, Seed, numbered
-from pellucid.adapters.keras.program import Program, program
+from pellucid.adapters.keras.program import Program
 from pellucid.adapters.keras.trace import Recorder, Trace, channels_first, trace
 from pellucid.errors import InputError, UnsupportedError, first_line
 from pellucid.graph.form import OnnxForm
@@ -301,7 +301,7 @@ class KerasAdapter(Adapter):
                 for name in (*fetch, *wrt):
                     if name not in traced.named:
                         raise self.unknown_layer(name)
-                self._programs[key] = program(traced, fetch, wrt, seeded, relu)
+                self._programs[key] = Program(traced, fetch, wrt, seeded, relu)
             return self._programs[key]
 
 

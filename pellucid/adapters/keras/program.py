@@ -12,28 +12,33 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pellucid.adapters.base import Array, Rectifier, Seed
+from pellucid.adapters.base import Array, Rectifier, Seed, numbered
 from pellucid.adapters.keras.rectifiers import bent_rectifiers
 from pellucid.adapters.keras.trace import Trace
 
-__all__ = ["Program", "program"]
+__all__ = ["Program"]
 
 Answer = tuple[dict[str, Array], dict[str, Array], Mapping[str, Array]]
 
 
 class Program:
-    """A compiled question. Not for several threads at a time."""
+    """A compiled question to a traced model. Not for several threads at a time."""
 
     def __init__(
-        self, traced: Trace, fetch: tuple[str, ...], wrt: tuple[str, ...], seeded: tuple[str, ...]
+        self,
+        traced: Trace,
+        fetch: tuple[str, ...],
+        wrt: tuple[str, ...],
+        seeded: tuple[str, ...],
+        relu: Rectifier,
     ) -> None:
         self._traced, self._fetch, self._wrt, self._seeded = traced, fetch, wrt, seeded
-        self._function: Any = None
         self._seed: Seed | None = None
         self._given: Mapping[str, Array] = {}
         self._error: BaseException | None = None
+        self._function = self._compiled(relu)
 
-    def compile(self, relu: Rectifier) -> Program:
+    def _compiled(self, relu: Rectifier) -> Any:
         """Add what the question needs to the graph, and cut the program out of it."""
         traced = self._traced
         with traced.graph.as_default():
@@ -51,16 +56,15 @@ class Program:
                 gradients = [tf.cast(tf.convert_to_tensor(g), tf.float32) for g in gradients]
         # Without a signature every call would first fail on one, and print its arguments to say so.
         signature = tuple(tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in traced.inputs)
-        self._function = traced.function.prune(
+        return traced.function.prune(
             traced.inputs, [*values, *gradients], input_signature=(signature, {})
         )
-        return self
 
     def __call__(self, x: Sequence[Array], seed: Seed | None) -> Answer:
         """Answer for a batch: values, gradients, and the cotangents that the seed gave."""
         self._seed, self._given, self._error = seed, {}, None
         arguments = [
-            tf.convert_to_tensor(self._own(f"input:{i}" if i else "input", array), tensor.dtype)
+            tf.convert_to_tensor(self._own(numbered("input", i), array), tensor.dtype)
             for i, (array, tensor) in enumerate(zip(x, self._traced.inputs, strict=True))
         ]
         try:
@@ -104,14 +108,3 @@ class Program:
     def _channels_first(self, names: Sequence[str], arrays: Sequence[Array]) -> dict[str, Array]:
         orders = (np.argsort(self._traced.named[name][1]) for name in names)
         return {n: a.transpose(o) for n, a, o in zip(names, arrays, orders, strict=True)}
-
-
-def program(
-    traced: Trace,
-    fetch: tuple[str, ...],
-    wrt: tuple[str, ...],
-    seeded: tuple[str, ...],
-    relu: Rectifier,
-) -> Program:
-    """Compile a question to a traced model."""
-    return Program(traced, fetch, wrt, seeded).compile(relu)

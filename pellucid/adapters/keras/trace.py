@@ -148,7 +148,7 @@ class Recorder:
         self.counts[path] += 1
         sources = [t for t in tf.nest.flatten(args) if self.is_ours(t)]
         container = isinstance(called, self.model_class)
-        name = f"{path}:{index}" if index else path
+        name = numbered(path, index)
         self.noted.append(_Note(name, called, tensors[0], sources, container))
         return outputs
 
