@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from pellucid.adapters.base import Array, Port
-from pellucid.adapters.onnx import OnnxAdapter
+from pellucid.adapters.onnx.adapter import OnnxAdapter
 from pellucid.errors import LoadError, TargetError
 from pellucid.explanation import Explanation, replacing
 from pellucid.images import Preprocess, prepare, resize_map

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from pellucid.adapters.base import Port, Rectifier
-from pellucid.adapters.onnx import OnnxAdapter
+from pellucid.adapters.onnx.adapter import OnnxAdapter
 from pellucid.compiled import CompiledExplainer
 from pellucid.errors import InputError, LayerError, MethodError, UnsupportedError, nearest
 from pellucid.explainer import adapter_of

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import pellucid
-from pellucid.adapters.torch import TorchAdapter
+from pellucid.adapters.torch.adapter import TorchAdapter
 from pellucid.errors import TargetError
 from pellucid.explainer import adapter_of
 

@@ -181,7 +181,7 @@ class Branching(torch.nn.Module):
 
 
 def test_scripted_control_flow_runs_as_the_module_does() -> None:
-    from pellucid.adapters.torchscript import from_script
+    from pellucid.adapters.torch.torchscript import from_script
 
     torch.manual_seed(0)
     module, x = Branching(), torch.from_numpy(X)

@@ -13,6 +13,7 @@ from PIL import Image
 from pellucid import plots
 from pellucid.errors import ImageError, MethodError, PellucidError, UnsupportedError
 from pellucid.explanation import Explanation
+from pellucid.plots.panels import reduced
 
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 256, (7, 9, 3), dtype=np.uint8)
@@ -213,9 +214,9 @@ def test_large_pictures_are_reduced_before_drawing():
 
 def test_reduction_averages_blocks():
     array = RNG.random((12, 8), dtype=np.float32)
-    reduced = plots._reduced(array, 4)
+    small = reduced(array, 4)
     slow = [[array[y : y + 3, x : x + 3].mean() for x in (0, 3, 6)] for y in (0, 3, 6, 9)]
-    np.testing.assert_allclose(reduced, slow, rtol=1e-6)
+    np.testing.assert_allclose(small, slow, rtol=1e-6)
 
 
 def test_explanation_without_picture_shows_the_map_alone():

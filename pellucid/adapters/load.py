@@ -144,7 +144,7 @@ def _live(source: Any, weights: str | Path | None, options: _Options, name: str 
     if _is(source, "torch.nn", "Module"):
         return _from_torch(source, weights, options, name)
     if _is(source, "torch.export", "ExportedProgram"):
-        from pellucid.adapters.exported import from_program
+        from pellucid.adapters.torch.exported import from_program
 
         return _from_torch(from_program(source), None, options, name)
     if _is(source, "keras", "Model") or _is(source, "tf_keras", "Model"):
@@ -152,7 +152,7 @@ def _live(source: Any, weights: str | Path | None, options: _Options, name: str 
             return _opened_keras(Path(weights).expanduser(), None, options, source)
         return _from_keras(source, options, name)
     if _is(source, "onnx", "ModelProto"):
-        from pellucid.adapters.onnx import OnnxAdapter
+        from pellucid.adapters.onnx.adapter import OnnxAdapter
 
         return OnnxAdapter(source, device=options.device, source=name, **options.given)
     raise InputError(
@@ -173,10 +173,10 @@ def _set(adapter: Adapter, options: _Options) -> Adapter:
 
 def _from_torch(source: Any, weights: str | Path | None, options: _Options, name: str) -> Adapter:
     try:
-        from pellucid.adapters.exported import Exported
-        from pellucid.adapters.torch import TorchAdapter
-        from pellucid.adapters.torch_files import load_weights
-        from pellucid.adapters.torchscript import from_script
+        from pellucid.adapters.torch.adapter import TorchAdapter
+        from pellucid.adapters.torch.exported import Exported
+        from pellucid.adapters.torch.files import load_weights
+        from pellucid.adapters.torch.torchscript import from_script
     except ImportError as error:
         raise _not_installed("torch", "torch", error) from error
 
@@ -195,11 +195,11 @@ def _from_torch(source: Any, weights: str | Path | None, options: _Options, name
 def _from_keras(source: Any, options: _Options, name: str, **read: Any) -> Adapter:
     keras = sys.modules.get("keras")
     if keras is not None and _is(source, "keras", "Model"):
-        from pellucid.adapters.keras_files import check_backend
+        from pellucid.adapters.keras.files import check_backend
 
         check_backend(keras)
     try:
-        from pellucid.adapters.keras import KerasAdapter
+        from pellucid.adapters.keras.adapter import KerasAdapter
     except ImportError as error:
         raise _not_installed("TensorFlow", "tensorflow", error) from error
     adapter: Adapter = KerasAdapter(
@@ -236,14 +236,14 @@ def _opened(path: Path, weights: str | Path | None, options: _Options) -> Adapte
             )
         return _opened_keras(path, None, options, None)
     if suffix == ".onnx":
-        from pellucid.adapters.onnx import OnnxAdapter
+        from pellucid.adapters.onnx.adapter import OnnxAdapter
 
         return OnnxAdapter.from_file(path, device=options.device, **options.given)
     if suffix in _KERAS_SUFFIXES:
         return _opened_keras(path, weights, options, None)
     if suffix in _TORCH_SUFFIXES:
         try:
-            from pellucid.adapters.torch_files import open_torch
+            from pellucid.adapters.torch.files import open_torch
         except ImportError as error:
             raise _not_installed("PyTorch", "torch", error) from error
         found = open_torch(path, allow_code=options.allow_code)
@@ -260,7 +260,7 @@ def _opened(path: Path, weights: str | Path | None, options: _Options) -> Adapte
 def _opened_keras(
     path: Path, weights: str | Path | None, options: _Options, architecture: Any
 ) -> Adapter:
-    from pellucid.adapters.keras_files import open_keras
+    from pellucid.adapters.keras.files import open_keras
 
     opened = open_keras(
         path,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pellucid.adapters.base import Adapter
-from pellucid.adapters.keras import KerasAdapter
-from pellucid.adapters.torch import TorchAdapter
+from pellucid.adapters.keras.adapter import KerasAdapter
+from pellucid.adapters.torch.adapter import TorchAdapter
 from pellucid.methods.cam import grad_cam
 from pellucid.methods.objective import Objective
 from tests.twins import TWINS

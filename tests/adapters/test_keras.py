@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 import pellucid
-from pellucid.adapters.keras import KerasAdapter
+from pellucid.adapters.keras.adapter import KerasAdapter
 from pellucid.errors import InputError, LayerError, UnsupportedError
 
 FAMILIES = pytest.mark.parametrize("k", [keras, tf_keras], ids=["keras", "tf_keras"])

@@ -9,8 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pellucid.adapters import onnx_graph, onnx_sessions
-from pellucid.adapters.onnx import OnnxAdapter
+from pellucid.adapters.onnx import sessions
+from pellucid.adapters.onnx.adapter import OnnxAdapter
+from pellucid.adapters.onnx.graph import read_layers
 from pellucid.errors import (
     InputError,
     LayerError,
@@ -250,7 +251,7 @@ def test_token_layers_are_told_from_spatial_ones_of_rank_3() -> None:
     )
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("made.up", 1)]
     model = helper.make_model(graph, opset_imports=opsets)
-    layers = onnx_graph.read_layers(model, protobuf.shapes(model))
+    layers = read_layers(model, protobuf.shapes(model))
     assert {name: (layer.kind, layer.layout) for name, (layer, _) in layers.items()} == {
         "patches": ("Flatten3", "features"),
         "norm": ("LayerNorm", "tokens"),
@@ -360,8 +361,8 @@ def test_the_fingerprint_follows_the_weights_and_not_where_they_are_kept(tmp_pat
 def test_external_data_is_read_or_left_where_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    monkeypatch.setattr("pellucid.adapters.onnx_files._IN_MEMORY", limit)
-    monkeypatch.setattr("pellucid.adapters.onnx_files._SMALL", 100)
+    monkeypatch.setattr("pellucid.adapters.onnx.files._IN_MEMORY", limit)
+    monkeypatch.setattr("pellucid.adapters.onnx.files._SMALL", 100)
     path = tmp_path / "m.onnx"
     onnx.save_model(network(), path, save_as_external_data=True, location="m.bin", size_threshold=0)
     x = batch()
@@ -371,7 +372,7 @@ def test_external_data_is_read_or_left_where_it_is(
 
 
 def test_a_model_too_large_for_one_protobuf_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_sessions, "_LIMIT", 100)
+    monkeypatch.setattr(sessions, "_LIMIT", 100)
     x = batch()
     large = OnnxAdapter(network())
     np.testing.assert_allclose(large.run(x, ["pool"])["pool"], reference(x)["pool"], atol=1e-5)
@@ -379,7 +380,7 @@ def test_a_model_too_large_for_one_protobuf_runs(monkeypatch: pytest.MonkeyPatch
 
 
 def test_threads_do_not_exceed_the_cores() -> None:
-    assert 1 <= onnx_sessions.cores() <= len(__import__("os").sched_getaffinity(0))
+    assert 1 <= sessions.cores() <= len(__import__("os").sched_getaffinity(0))
 
 
 # ---- what it refuses ------------------------------------------------------------------------
@@ -409,7 +410,7 @@ def test_cuda_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_missing_onnxruntime_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_sessions, "find_spec", lambda name: None)
+    monkeypatch.setattr(sessions, "find_spec", lambda name: None)
     with pytest.raises(UnsupportedError, match=r"pellucid\[cpu\]"):
         OnnxAdapter(network())
 

@@ -14,8 +14,8 @@ import pytest
 from onnx import TensorProto, helper
 
 import pellucid
-from pellucid.adapters.onnx import OnnxAdapter
-from pellucid.adapters.torch import TorchAdapter
+from pellucid.adapters.onnx.adapter import OnnxAdapter
+from pellucid.adapters.torch.adapter import TorchAdapter
 from pellucid.errors import LayerError, UnsupportedError
 from pellucid.methods.cam import grad_cam
 from pellucid.methods.layer_choice import choose_layer
@@ -237,8 +237,8 @@ def test_what_the_seed_does_not_depend_on_has_gradient_zero():
 
 @pytest.mark.parametrize("limit", [1 << 30, 0], ids=["read", "left in their file"])
 def test_weights_beside_the_file_are_differentiated(tmp_path, monkeypatch, limit):
-    monkeypatch.setattr("pellucid.adapters.onnx_files._IN_MEMORY", limit)
-    monkeypatch.setattr("pellucid.adapters.onnx_files._SMALL", 100)
+    monkeypatch.setattr("pellucid.adapters.onnx.files._IN_MEMORY", limit)
+    monkeypatch.setattr("pellucid.adapters.onnx.files._SMALL", 100)
     path, x = tmp_path / "m.onnx", batch(2)
     onnx.save_model(network(), path, save_as_external_data=True, location="m.bin", size_threshold=0)
     _, gradients = OnnxAdapter.from_file(path).pullback(x, at_logits, ["input"])

@@ -23,7 +23,7 @@ from onnx.reference import ReferenceEvaluator
 from skimage import data
 
 import pellucid
-from pellucid.adapters.onnx import OnnxAdapter
+from pellucid.adapters.onnx.adapter import OnnxAdapter
 from pellucid.graph.prepare import prepare
 
 MODELS = {

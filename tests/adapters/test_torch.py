@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import pellucid
-from pellucid.adapters.torch import TorchAdapter
+from pellucid.adapters.torch.adapter import TorchAdapter
 from pellucid.errors import InputError, LayerError, UnsupportedError
 
 

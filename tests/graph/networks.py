@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 
 from pellucid.adapters.base import Adapter
-from pellucid.adapters.onnx_sessions import open_session
+from pellucid.adapters.onnx.sessions import open_session
 from pellucid.graph.layers import LayerGraph
 from pellucid.graph.protobuf import cut
 from tests.twins import TWINS
@@ -19,11 +19,11 @@ FRAMEWORKS = ("torch", "keras", "tf_keras")
 def adapter(name: str, framework: str) -> Adapter:
     network = getattr(TWINS[name], framework)()
     if framework == "torch":
-        from pellucid.adapters.torch import TorchAdapter
+        from pellucid.adapters.torch.adapter import TorchAdapter
 
         made: Adapter = TorchAdapter(network)
     else:
-        from pellucid.adapters.keras import KerasAdapter
+        from pellucid.adapters.keras.adapter import KerasAdapter
 
         made = KerasAdapter(network)
     made.batch(TWINS[name].inputs(2))  # a PyTorch module learns its input's shape from it

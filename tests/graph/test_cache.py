@@ -119,7 +119,7 @@ def test_the_longest_unused_makes_room(place: Path, monkeypatch: pytest.MonkeyPa
 def test_a_second_adapter_reads_what_the_first_one_kept(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pellucid.adapters.torch import TorchAdapter
+    from pellucid.adapters.torch.adapter import TorchAdapter
 
     twin = TWINS["plain"]
     first, second = TorchAdapter(twin.torch()), TorchAdapter(twin.torch())

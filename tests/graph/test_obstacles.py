@@ -9,14 +9,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from pellucid.adapters.onnx import OnnxAdapter
+from pellucid.adapters.onnx.adapter import OnnxAdapter
 from pellucid.errors import LoadError, PellucidError, UnsupportedError
 
 
 def test_a_branch_on_values_in_pytorch_is_named() -> None:
     import torch
 
-    from pellucid.adapters.torch import TorchAdapter
+    from pellucid.adapters.torch.adapter import TorchAdapter
 
     class Branching(torch.nn.Module):
         def __init__(self) -> None:
@@ -41,7 +41,7 @@ def test_an_operation_of_tensorflow_without_an_onnx_form_is_named() -> None:
     import keras
     import tensorflow as tf
 
-    from pellucid.adapters.keras import KerasAdapter
+    from pellucid.adapters.keras.adapter import KerasAdapter
 
     class Odd(keras.layers.Layer):
         def call(self, x):

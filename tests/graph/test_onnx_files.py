@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pellucid.adapters.onnx import OnnxAdapter
+from pellucid.adapters.onnx.adapter import OnnxAdapter
 from pellucid.errors import LayerError
 from pellucid.graph.layers import LayerGraph
 from pellucid.graph.table import shown_shape

@@ -29,7 +29,7 @@ def image() -> np.ndarray:
 def test_resnet50() -> None:
     import torch
 
-    from pellucid.adapters.torch import TorchAdapter
+    from pellucid.adapters.torch.adapter import TorchAdapter
     from tests.graph.published import ResNet50
 
     torch.manual_seed(0)
@@ -41,7 +41,7 @@ def test_resnet50() -> None:
 
 
 def test_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pellucid.adapters.torch import TorchAdapter
+    from pellucid.adapters.torch.adapter import TorchAdapter
     from tests.graph.published import vgg16
 
     monkeypatch.setenv("PELLUCID_CACHE", "off")  # half a gigabyte
@@ -54,7 +54,7 @@ def test_vgg16(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mobilenet_v2() -> None:
     import keras
 
-    from pellucid.adapters.keras import KerasAdapter
+    from pellucid.adapters.keras.adapter import KerasAdapter
 
     keras.utils.set_random_seed(0)
     model = keras.applications.MobileNetV2(weights=None)

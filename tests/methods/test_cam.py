@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import pellucid
-from pellucid.adapters.torch import TorchAdapter
+from pellucid.adapters.torch.adapter import TorchAdapter
 from pellucid.errors import LayerError, MethodError
 from pellucid.methods.cam import grad_cam
 from pellucid.methods.objective import Objective

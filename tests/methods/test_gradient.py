@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import pellucid
-from pellucid.adapters.keras import KerasAdapter
-from pellucid.adapters.torch import TorchAdapter
+from pellucid.adapters.keras.adapter import KerasAdapter
+from pellucid.adapters.torch.adapter import TorchAdapter
 from pellucid.errors import MethodError
 from pellucid.methods.gradient import integrated_gradients, smoothgrad
 from pellucid.methods.objective import Objective

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from pellucid.adapters.torch import TorchAdapter
+from pellucid.adapters.torch.adapter import TorchAdapter
 from pellucid.errors import LayerError
 from pellucid.methods.layer_choice import as_grid, choose_layer
 from tests.twins import TWINS

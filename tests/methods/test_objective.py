@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pellucid.adapters.base import Port
-from pellucid.adapters.torch import TorchAdapter
+from pellucid.adapters.torch.adapter import TorchAdapter
 from pellucid.errors import TargetError
 from pellucid.methods.objective import Objective, probabilities
 

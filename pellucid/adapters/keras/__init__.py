@@ -1,5 +1,1 @@
 """Keras models (Keras 3 on TensorFlow, and tf_keras) behind the adapter interface."""
-
-from pellucid.adapters.keras.adapter import KerasAdapter
-
-__all__ = ["KerasAdapter"]

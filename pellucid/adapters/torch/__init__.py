@@ -1,5 +1,1 @@
-"""PyTorch modules behind the adapter interface."""
-
-from pellucid.adapters.torch.adapter import TorchAdapter
-
-__all__ = ["TorchAdapter"]
+"""PyTorch modules behind the adapter interface: live ones, `.pt2`, TorchScript, weight files."""

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pellucid.adapters.torchscript_operators import RefusedError, operator_of, unsupported
+from pellucid.adapters.torch.torchscript_operators import RefusedError, operator_of, unsupported
 from pellucid.errors import LoadError, UnsupportedError, first_line
 
 __all__ = ["ScriptedModule", "from_script", "read_script"]

@@ -18,10 +18,10 @@ import numpy as np
 import onnx
 from onnx import ModelProto, external_data_helper
 
-from pellucid.adapters import onnx_graph
 from pellucid.adapters.base import Adapter, Array, Layer, Port, Rectifier, Seed, numbered
-from pellucid.adapters.onnx_files import checked, fingerprint_of, read_onnx
-from pellucid.adapters.onnx_sessions import open_session
+from pellucid.adapters.onnx.files import checked, fingerprint_of, read_onnx
+from pellucid.adapters.onnx.graph import Head, head_of, logits_nodes, read_layers
+from pellucid.adapters.onnx.sessions import open_session
 from pellucid.errors import InputError, LayerError, UnsupportedError, first_line
 from pellucid.graph import protobuf
 from pellucid.graph.form import OnnxForm, PortForm
@@ -292,16 +292,16 @@ class OnnxAdapter(Adapter):
 
     @cached_property
     def _layers(self) -> dict[str, tuple[Layer, str]]:
-        return onnx_graph.read_layers(self.model, self._shapes)
+        return read_layers(self.model, self._shapes)
 
     @cached_property
     def _tensor_names(self) -> frozenset[str]:
         return frozenset(name for node in self.model.graph.node for name in node.output if name)
 
     @cached_property
-    def _heads(self) -> dict[str, onnx_graph.Head]:
+    def _heads(self) -> dict[str, Head]:
         graph = self.model.graph
-        return {value.name: onnx_graph.head_of(graph, value.name) for value in graph.output}
+        return {value.name: head_of(graph, value.name) for value in graph.output}
 
     @cached_property
     def _ports(self) -> dict[str, Port]:
@@ -372,7 +372,7 @@ class OnnxAdapter(Adapter):
             node
             for port in self.outputs
             if (name := f"pellucid/{port.logits}") in wanted
-            for node in onnx_graph.logits_nodes(self._heads[port.own_name], name)
+            for node in logits_nodes(self._heads[port.own_name], name)
         ]
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.adapters.exported import Exported, read_exported, repacked
 from pellucid.adapters.files import DESCRIBED, content_of
-from pellucid.adapters.torchscript import read_script
+from pellucid.adapters.torch.exported import Exported, read_exported, repacked
+from pellucid.adapters.torch.torchscript import read_script
 from pellucid.errors import LoadError, first_line
 
 __all__ = ["load_weights", "open_torch", "read_weights"]

@@ -1,0 +1,1 @@
+"""ONNX files behind the adapter interface."""
