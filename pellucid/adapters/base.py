@@ -37,6 +37,7 @@ __all__ = [
     "Port",
     "Rectifier",
     "Seed",
+    "normalised_moments",
     "numbered",
 ]
 
@@ -45,6 +46,17 @@ Batch = Array | Sequence[Array] | Mapping[str, Array]
 Rectifier = Literal["exact", "guided", "deconv"]
 Layout = Literal["spatial", "tokens", "features"]
 Seed = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+
+
+def normalised_moments(
+    variance: Any, epsilon: float, gamma: Any = None, beta: Any = None
+) -> tuple[Array, Array]:
+    """Return mean and deviation of what a batch normalisation gives on its training data."""
+    spread = np.asarray(variance, np.float64)
+    scale = np.ones_like(spread) if gamma is None else np.abs(np.asarray(gamma, np.float64))
+    mean = np.zeros_like(spread) if beta is None else np.asarray(beta, np.float64)
+    deviation = scale * np.sqrt(spread / (spread + epsilon))
+    return mean.astype(np.float32), deviation.astype(np.float32)
 
 
 def numbered(name: str, index: int) -> str:
@@ -187,6 +199,17 @@ class Adapter(ABC):
     def scales_input(self) -> bool:
         """Whether the model itself begins with rescaling or normalisation layers."""
         return False
+
+    @property
+    def moments(self) -> Mapping[str, tuple[Array, Array]]:
+        """What batch normalisations tell of the training data: `{layer: (mean, deviation)}`.
+
+        Such a layer divides by statistics of its own training: on the images that it was trained
+        with, its output has mean beta and deviation gamma in every channel, `(C,)` each,
+        whatever network stands before it. Other images, or the same ones preprocessed in another
+        way, give others. Empty where there are no such layers.
+        """
+        return {}
 
     @property
     def graph(self) -> LayerGraph:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from pellucid.adapters.legacy.config import leaves
 from pellucid.adapters.load import load
 from pellucid.doctor import keras_file
 from pellucid.doctor.findings import Check, Diagnosis, End
+from pellucid.doctor.pictures import pictures_in
+from pellucid.doctor.preprocessing import PreprocessingGuess, guess_preprocessing
 from pellucid.doctor.reread import compare, in_file, in_model
 from pellucid.doctor.weights import examine
 from pellucid.errors import PellucidError, UnsupportedError
@@ -37,14 +39,22 @@ def diagnose(
     backend: str | None = None,
     custom_objects: Mapping[str, Any] | None = None,
     replace: Mapping[str, Any] | None = None,
+    inputs: Any = None,
+    outputs: Sequence[str] | None = None,
     allow_code: bool = False,
+    labels: Any = None,
+    images: str | Path | Sequence[Any] | None = None,
+    truth: Sequence[int | str] | None = None,
 ) -> Diagnosis:
     """Examine a model file, also one that does not open.
 
     Parameters
     ----------
-    path, weights, architecture, backend, custom_objects, replace, allow_code : as for
-        `pellucid.load`.
+    path, weights, architecture, backend, custom_objects, replace, inputs, outputs, allow_code,
+    labels : as for `pellucid.load`.
+    images : a few pictures, or a folder of them, to find the lost preprocessing by; see
+        `guess_preprocessing`. Subfolders are taken for classes.
+    truth : the classes of the images.
 
     Returns
     -------
@@ -54,6 +64,7 @@ def diagnose(
     Raises
     ------
     LoadError : there is no such file.
+    InputError : the images, or their classes, are none for this model.
 
     Examples
     --------
@@ -68,19 +79,39 @@ def diagnose(
     given = {
         "weights": weights, "architecture": architecture, "backend": backend,
         "custom_objects": custom_objects, "replace": replace, "allow_code": allow_code,
+        "inputs": inputs, "outputs": outputs, "labels": labels,
     }  # fmt: skip
+    shown = _Shown(images, truth)
     if path.suffix.lower() in _OTHERS:
-        return _opened(Diagnosis(str(path), _size(path)), given, None)
+        return _opened(Diagnosis(str(path), _size(path)), given, None, shown)
     found = Diagnosis(str(path), _size(path), framework="keras")
     try:
         legacy = read(path, weights, architecture, backend)
     except UnsupportedError as error:
         producer = {"format": "SavedModel without layers"}
-        found = _opened(Diagnosis(str(path), found.size, "keras", producer), given, None)
+        found = _opened(Diagnosis(str(path), found.size, "keras", producer), given, None, shown)
         return found if found.opens else _with(found, problems=(str(error), *found.problems))
     except PellucidError as error:
         return _damaged(found, path, str(error))
-    return _opened(_described(found, legacy), given, legacy)
+    return _opened(_described(found, legacy), given, legacy, shown)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """The pictures to find the preprocessing by, and their classes."""
+
+    images: str | Path | Sequence[Any] | None
+    truth: Sequence[int | str] | None
+
+    def guess(self, adapter: Adapter) -> PreprocessingGuess | None:
+        """Find the preprocessing, if there are pictures."""
+        images, truth = self.images, self.truth
+        if images is None:
+            return None
+        if isinstance(images, str | Path):
+            images, named = pictures_in(Path(images).expanduser())
+            truth = truth or named
+        return guess_preprocessing(adapter, images, truth)
 
 
 def _with(found: Diagnosis, **changes: Any) -> Diagnosis:
@@ -131,7 +162,9 @@ def _described(found: Diagnosis, legacy: LegacyModel) -> Diagnosis:
     )
 
 
-def _opened(found: Diagnosis, given: Mapping[str, Any], legacy: LegacyModel | None) -> Diagnosis:
+def _opened(
+    found: Diagnosis, given: Mapping[str, Any], legacy: LegacyModel | None, shown: _Shown
+) -> Diagnosis:
     """Open the model, and describe and check what comes of it."""
     try:
         adapter = load(found.path, **given)
@@ -154,7 +187,7 @@ def _opened(found: Diagnosis, given: Mapping[str, Any], legacy: LegacyModel | No
     checks = [_behaviour(adapter)]
     if legacy is not None:
         checks.insert(0, _read_twice(found, given, adapter, legacy))
-    return _with(found, checks=tuple(checks))
+    return _with(found, checks=tuple(checks), preprocessing=shown.guess(adapter))
 
 
 def _kind(shape: tuple[int | None, ...], activation: str | None) -> str:

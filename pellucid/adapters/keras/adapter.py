@@ -11,14 +11,24 @@ from __future__ import annotations
 import hashlib
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from pellucid.adapters.base import Adapter, Array, Batch, Layer, Port, Rectifier, Seed, numbered
+from pellucid.adapters.base import (
+    Adapter,
+    Array,
+    Batch,
+    Layer,
+    Port,
+    Rectifier,
+    Seed,
+    normalised_moments,
+    numbered,
+)
 from pellucid.adapters.keras.program import Program
 from pellucid.adapters.keras.trace import Recorder, Trace, channels_first, trace
 from pellucid.errors import InputError, UnsupportedError, first_line
@@ -123,6 +133,22 @@ class KerasAdapter(Adapter):
             if layer.kind in _SCALING and not layer.container:
                 return True
         return False
+
+    @cached_property
+    def moments(self) -> dict[str, tuple[Array, Array]]:
+        """What its BatchNormalization layers tell of the training data, nested ones included."""
+        return dict(self._moments_in(self.model, ""))
+
+    def _moments_in(self, model: Any, path: str) -> Iterator[tuple[str, tuple[Array, Array]]]:
+        for layer in getattr(model, "layers", ()):
+            name = path + self._renamed.get(layer.name, layer.name)
+            variance = getattr(layer, "moving_variance", None)
+            if variance is None:
+                yield from self._moments_in(layer, f"{name}/")
+            elif name in self._described.named:
+                parts = (getattr(layer, part, None) for part in ("gamma", "beta"))
+                gamma, beta = (None if part is None else np.asarray(part) for part in parts)
+                yield name, normalised_moments(np.asarray(variance), layer.epsilon, gamma, beta)
 
     @property
     def versions(self) -> dict[str, str]:

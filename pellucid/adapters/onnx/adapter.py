@@ -18,7 +18,16 @@ import numpy as np
 import onnx
 from onnx import ModelProto, external_data_helper
 
-from pellucid.adapters.base import Adapter, Array, Layer, Port, Rectifier, Seed, numbered
+from pellucid.adapters.base import (
+    Adapter,
+    Array,
+    Layer,
+    Port,
+    Rectifier,
+    Seed,
+    normalised_moments,
+    numbered,
+)
 from pellucid.adapters.onnx.files import checked, fingerprint_of, read_onnx
 from pellucid.adapters.onnx.graph import Head, head_of, logits_nodes, read_layers
 from pellucid.adapters.onnx.sessions import open_session
@@ -163,6 +172,26 @@ class OnnxAdapter(Adapter):
             if node.op_type not in _BEFORE_SCALING:
                 return False
             name = node.output[0]
+
+    @cached_property
+    def moments(self) -> dict[str, tuple[Array, Array]]:
+        """What its BatchNormalization nodes tell of the training data, where any are left.
+
+        Exporters like to fold them into the convolutions before them; then nothing is left.
+        """
+        names = {tensor: name for name, (_, tensor) in self._layers.items()}
+        fixed = protobuf.constants(self.model.graph)
+        found = {}
+        for node in self.model.graph.node:
+            arrays = [fixed.get(name) for name in node.input[1:]]
+            if node.op_type != "BatchNormalization" or node.output[0] not in names:
+                continue
+            if any(a is None or a.data_location == onnx.TensorProto.EXTERNAL for a in arrays):
+                continue
+            gamma, beta, _, variance = map(onnx.numpy_helper.to_array, arrays)
+            epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+            found[names[node.output[0]]] = normalised_moments(variance, epsilon, gamma, beta)
+        return found
 
     # ---- values --------------------------------------------------------------------------------
 

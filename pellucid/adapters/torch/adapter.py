@@ -14,7 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pellucid.adapters.base import Adapter, Array, Batch, Layer, Port, Rectifier, Seed, numbered
+from pellucid.adapters.base import (
+    Adapter,
+    Array,
+    Batch,
+    Layer,
+    Port,
+    Rectifier,
+    Seed,
+    normalised_moments,
+    numbered,
+)
 from pellucid.adapters.torch.observe import (
     FinalActivations,
     Keeper,
@@ -101,6 +111,23 @@ class TorchAdapter(Adapter):
         """Whether the first module to finish normalises the input."""
         leaves = [layer for layer in self.layers if not layer.container]
         return bool(leaves) and leaves[0].framework_class.lower().startswith(("normaliz", "rescal"))
+
+    @property
+    def moments(self) -> dict[str, tuple[Array, Array]]:
+        """What its batch normalisations tell of the training data."""
+        found = {}
+        known = {layer.name for layer in self.layers}
+        for name, module in self.module.named_modules():
+            variance = getattr(module, "running_var", None)
+            if name in known and isinstance(variance, Tensor):
+                gamma, beta = (
+                    None if part is None else part.detach().cpu().float().numpy()
+                    for part in (getattr(module, "weight", None), getattr(module, "bias", None))
+                )
+                epsilon = float(getattr(module, "eps", 1e-5))
+                spread = variance.detach().cpu().float().numpy()
+                found[name] = normalised_moments(spread, epsilon, gamma, beta)
+        return found
 
     @property
     def versions(self) -> dict[str, str]:
