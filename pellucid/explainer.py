@@ -51,9 +51,10 @@ def explain(
     method : `"grad-cam"`, `"grad-cam++"`, `"xgrad-cam"`, `"hires-cam"`, `"layer-cam"`;
         `"saliency"`, `"input-x-gradient"`, `"guided-backprop"`, `"deconvnet"`,
         `"integrated-gradients"`, `"smoothgrad"`; `"guided-grad-cam"`.
-    target : class index, label, a list of those (one per image), None for the top class of each
-        image, an array over the output, or a function from the output to `(score, cotangent)`.
-        A mapping `{"output:1": target}` chooses among several outputs.
+    target : class index, label, None for the top class of each image; `pellucid.Contrast("cat",
+        "dog")` for one class rather than another, `Counterfactual`, `Region`, `Detection`; a list
+        of those (one per image); an array over the output, or a function from the output to
+        `(score, cotangent)`. A mapping `{"output:1": target}` chooses among several outputs.
     layer : name of the layer or layers to look at; None picks one and says why.
     space : `"logit"` explains the score before a final softmax or sigmoid, `"probability"` after.
     like : `"captum"`, `"pytorch-grad-cam"`, `"tf-keras-vis"`: the array that this library gives;
@@ -139,6 +140,8 @@ def adapter_of(model: Any) -> Adapter:
 def _class_probabilities(objective: Objective) -> Array:
     """Return the probability of each class, `(N, K)`; dense outputs are averaged."""
     port = objective.port
+    if not objective.classifies:
+        return np.zeros((len(objective.scores), 0), np.float32)
     logits = objective.logits[port.logits]
     values = probabilities(logits[:, None] if logits.ndim == 1 else logits, port)
     positions = tuple(a for a in range(1, values.ndim) if a != port.class_axis)
@@ -178,13 +181,16 @@ def _answer(
 ) -> dict[str, Any]:
     """Return what the network says of one image, for its Explanation."""
     target = objective.indices[index] if objective.indices else None
+    template, classes = objective.wording[index] if objective.wording else ("{}", ())
     best = [int(i) for i in np.argsort(-by_class, kind="stable")[:top]]
-    labels = {i: _label(adapter, i, len(by_class)) for i in (*best, target) if i is not None}
+    labels = {i: _label(adapter, i, len(by_class)) for i in (*best, *classes)}
+    plain = template == "{}" and objective.classifies
+    label = template.format(*(labels[i] or f"class {i}" for i in classes)) if not plain else None
     return {
         "target": target,
-        "label": None if target is None else labels[target],
+        "label": label if target is None or not plain else labels[target],
         "score": float(objective.scores[index]),
-        "probability": None if target is None else float(by_class[target]),
+        "probability": float(by_class[target]) if plain and target is not None else None,
         "top": tuple((i, labels[i], float(by_class[i])) for i in best),
     }
 

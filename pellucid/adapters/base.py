@@ -37,6 +37,8 @@ __all__ = [
     "Port",
     "Rectifier",
     "Seed",
+    "fits",
+    "misfit",
     "normalised_moments",
     "numbered",
 ]
@@ -167,6 +169,7 @@ class Adapter(ABC):
         self.source = source
         self._form: tuple[tuple[str, ...], OnnxForm] | None = None
         self._graph: tuple[OnnxForm, LayerGraph] | None = None
+        self._needs_repeats: set[str] = set()  # layers around which a row is not repeated by itself
 
     # ---- what an adapter gives ---------------------------------------------------------------
 
@@ -255,7 +258,9 @@ class Adapter(ABC):
         raise UnsupportedError(f"Models of {self.framework} have no layer graph.")
 
     @abstractmethod
-    def _run(self, x: tuple[Array, ...], fetch: tuple[str, ...]) -> dict[str, Array]: ...
+    def _run(
+        self, x: tuple[Array, ...], fetch: tuple[str, ...], replace: Mapping[str, Array]
+    ) -> dict[str, Array]: ...
 
     @abstractmethod
     def _pullback(
@@ -269,24 +274,69 @@ class Adapter(ABC):
 
     # ---- what everyone calls -----------------------------------------------------------------
 
-    def run(self, x: Batch, fetch: Iterable[str] = ("output",)) -> dict[str, Array]:
+    def run(
+        self,
+        x: Batch,
+        fetch: Iterable[str] = ("output",),
+        replace: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
         """Return the values of the named layers for a batch.
 
         Parameters
         ----------
         x : the batch, `(N, C, *spatial)`, or one such array per input.
         fetch : layer names.
+        replace : `{layer name: array}`; the network goes on from these values in place of the
+            layer's own. They have N rows; for a single image M rows, which are M variants of
+            it: what comes before the layers is then computed once, not M times.
 
         Raises
         ------
         LayerError : a name is unknown.
-        InputError : the batch does not fit the model's input.
+        InputError : the batch does not fit the model's input, or an array does not fit its
+            layer.
         """
         batch, names = self.batch(x), tuple(dict.fromkeys(fetch))
+        replaced = {name: np.asarray(a, np.float32) for name, a in (replace or {}).items()}
+        rows = _rows(len(batch[0]), replaced)
+        if rows > len(batch[0]) and not self.fixed_batch:
+            values = self._variants(batch, names, replaced, rows)
+            if values is not None:
+                return values
+        if rows > len(batch[0]):
+            batch = tuple(np.repeat(array, rows, axis=0) for array in batch)
         if not self.fixed_batch:
-            return self._run(batch, names)
-        parts = [self._run(part, names) for part in self._parts(batch)]
-        return _joined(parts, len(batch[0]))
+            return self._run(batch, names, replaced)
+        parts = []
+        for index, part in enumerate(self._parts(batch)):
+            piece = slice(index * self.fixed_batch, (index + 1) * self.fixed_batch)
+            own = {name: _padded(a[piece], self.fixed_batch) for name, a in replaced.items()}
+            parts.append(self._run(part, names, own))
+        return _joined(parts, rows)
+
+    def _variants(
+        self,
+        batch: tuple[Array, ...],
+        names: tuple[str, ...],
+        replaced: dict[str, Array],
+        rows: int,
+    ) -> dict[str, Array] | None:
+        """Run on one image with many variants of a layer, or return None where that fails.
+
+        Paths around the layer then meet it with a single row. Sums and products repeat such a
+        row, as they should; a concatenation refuses it, and a reshape by the row's own batch
+        size would give another number of rows than there are variants.
+        """
+        if self._needs_repeats.intersection(replaced):
+            return None
+        try:
+            values = self._run(batch, names, replaced)
+        except InputError:
+            values = {}
+        if values and all(len(value) == rows for value in values.values()):
+            return values
+        self._needs_repeats.update(replaced)
+        return None
 
     def pullback(
         self,
@@ -461,6 +511,39 @@ def _checked_cotangents(
             )
         checked[name] = array
     return checked
+
+
+def _rows(count: int, replaced: Mapping[str, Array]) -> int:
+    """Return the number of rows that a run with replaced layers has."""
+    ports = ("input", "output", "logits")
+    if port := next((name for name in replaced if name.partition(":")[0] in ports), None):
+        raise LayerError(f"{port!r} is no layer: only the values of layers can be replaced.")
+    sizes = {len(array) if array.ndim else 0 for array in replaced.values()}
+    if not sizes:
+        return count
+    if len(sizes) > 1 or 0 in sizes or (sizes != {count} and count != 1):
+        raise InputError(
+            f"The replaced layers have {', '.join(map(str, sorted(sizes)))} rows for a batch of "
+            f"{count}: give one row per image, or any number of variants of a single image."
+        )
+    return sizes.pop()
+
+
+def misfit(name: str, replacement: Array, shape: Sequence[int | None]) -> InputError:
+    """Build the error for values that do not fit the layer whose place they are to take."""
+    shown = ("N", *("any" if size is None else size for size in shape[1:]))
+    return InputError(
+        f"Layer {name!r} has values of shape ({', '.join(map(str, shown))}), channels first; those "
+        f"to replace it have shape {replacement.shape}."
+    )
+
+
+def fits(replacement: Array, shape: Sequence[int | None]) -> bool:
+    """Whether values have the shape of a layer, apart from the batch."""
+    have = replacement.shape[1:]
+    return replacement.ndim == len(shape) and all(
+        want is None or want == size for want, size in zip(shape[1:], have, strict=True)
+    )
 
 
 def _padded(array: Array, size: int, fill: float | None = None) -> Array:

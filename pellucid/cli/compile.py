@@ -7,10 +7,11 @@ import os
 from argparse import Namespace
 from pathlib import Path
 
-from pellucid.cli.explain import read_options, read_target
+from pellucid.cli.explain import read_options
 from pellucid.cli.model import MODEL_HELP, add_model_options, open_model, read_preprocess
 from pellucid.cli.parser import Parser
 from pellucid.cli.quiet import talk_aside
+from pellucid.cli.target import read_name
 from pellucid.cli.terminal import item, plain
 from pellucid.errors import InputError, PellucidError
 from pellucid.labels import load_labels
@@ -81,7 +82,7 @@ def run(arguments: Namespace) -> None:
     out = Path(arguments.out or f"{Path(arguments.model).stem}-{arguments.method}.onnx")
     if os.path.realpath(out.expanduser()) == os.path.realpath(Path(arguments.model).expanduser()):
         raise PellucidError(f"--out {out} would overwrite the model that this command reads.")
-    target = read_target(arguments.target)
+    target = read_name(arguments.target)
     assert target is not None  # it has a default
     with talk_aside():
         from pellucid.compiling import compile_explainer

@@ -12,6 +12,7 @@ from pellucid import __version__
 from pellucid.cli.model import MODEL_HELP, add_model_options, open_model, read_preprocess
 from pellucid.cli.parser import Parser, count
 from pellucid.cli.quiet import talk_aside
+from pellucid.cli.target import add_target_options, read_target
 from pellucid.cli.terminal import item, plain, styled, table
 from pellucid.cli.wording import in_options
 from pellucid.errors import MethodError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from pellucid.cli.outputs import Outputs
     from pellucid.explanation import Explanation
 
-__all__ = ["parser", "read_options", "read_target", "run"]
+__all__ = ["parser", "read_options", "run"]
 
 _EXAMPLES = """\
 examples:
@@ -34,6 +35,9 @@ examples:
   PyTorch code in my_network.py with trained weights and its own preprocessing:
     pellucid explain my_network:build cat.jpg --weights best.pth \\
         --preprocess '{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "size": [224, 224]}'
+
+  Why a cat rather than the class that comes next:
+    pellucid explain model.h5 cat.jpg --labels imagenet --target tabby --against runner-up
 
   Two layers, as vector graphics, and the numbers for a program:
     pellucid explain model.h5 cat.jpg --layer block3_pool --layer block5_pool --out cat.pdf
@@ -61,11 +65,7 @@ def parser() -> Parser:
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="pictures; all form one batch")
     what = parser.add_argument_group("what is explained")
     what.add_argument("--method", metavar="NAME", default="grad-cam", help=_METHODS)
-    what.add_argument(
-        "--target",
-        metavar="INDEX|LABEL",
-        help="the class, by number or by name; by default the top class of each image",
-    )
+    add_target_options(what)
     what.add_argument(
         "--layer",
         metavar="NAME",
@@ -131,6 +131,7 @@ def run(arguments: Namespace) -> None:
     options = read_options(arguments.option)
     preprocess = read_preprocess(arguments.preprocess)
     labels = load_labels(arguments.labels)
+    target = read_target(arguments)
     named = (arguments.model, arguments.weights, arguments.labels, arguments.preprocess)
     inputs = [Path(name) for name in named if name]
     outputs = planned(images, arguments.method, arguments.out, inputs)
@@ -143,7 +144,7 @@ def run(arguments: Namespace) -> None:
             adapter,
             list(images),
             arguments.method,
-            target=read_target(arguments.target),
+            target=target,
             layer=arguments.layer,
             space=arguments.space,
             like=arguments.like,
@@ -167,14 +168,6 @@ def run(arguments: Namespace) -> None:
 
 
 # ---- arguments -------------------------------------------------------------------------------
-
-
-def read_target(text: str | None) -> int | str | None:
-    """Take a number as an index and anything else as a label."""
-    try:
-        return None if text is None else int(text)
-    except ValueError:
-        return text
 
 
 def read_options(given: Sequence[str]) -> dict[str, Any]:

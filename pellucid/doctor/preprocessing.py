@@ -265,9 +265,7 @@ def _observed_all(
     return found
 
 
-def _observed(
-    model: Adapter, port: Port, pictures: Sequence[Any], way: Candidate
-) -> _Observed:
+def _observed(model: Adapter, port: Port, pictures: Sequence[Any], way: Candidate) -> _Observed:
     preprocess = Preprocess.of(way.preprocess, port)
     output = model.outputs[0]
     norms = [layer for layer in model.layers if layer.name in model.moments][:_NORMS]
@@ -277,7 +275,9 @@ def _observed(
         part = pictures[start : start + _CHUNK]
         batch = np.stack([preprocess(picture) for picture in part])
         values = model.run(batch, [output.logits, *totals])
-        scores = np.moveaxis(values[output.logits], output.class_axis if output.shape[1:] else 0, -1)
+        scores = np.moveaxis(
+            values[output.logits], output.class_axis if output.shape[1:] else 0, -1
+        )
         logits.append(scores.reshape(-1, scores.shape[-1]))
         for layer in norms:
             axis = -1 if layer.layout == "tokens" else 1

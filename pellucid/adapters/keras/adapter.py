@@ -26,6 +26,8 @@ from pellucid.adapters.base import (
     Port,
     Rectifier,
     Seed,
+    fits,
+    misfit,
     normalised_moments,
     numbered,
 )
@@ -285,8 +287,22 @@ class KerasAdapter(Adapter):
             self._seen = tuple(np.shape(array) for array in own)
         return super().batch(x)
 
-    def _run(self, x: tuple[Array, ...], fetch: tuple[str, ...]) -> dict[str, Array]:
-        return self._program(x, fetch, (), (), "exact")(x, None)[0]
+    def _run(
+        self, x: tuple[Array, ...], fetch: tuple[str, ...], replace: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        program = self._program(x, fetch, (), (), "exact", tuple(replace))
+        for name, array in replace.items():
+            if not fits(array, program.shape(name)):
+                raise misfit(name, array, program.shape(name))
+        try:
+            return program(x, None, tuple(replace.values()))[0]
+        except tf.errors.OpError as error:
+            if not replace:
+                raise
+            raise InputError(
+                f"The network failed on replaced values of {', '.join(replace)}: "
+                + first_line(error)
+            ) from error
 
     def _pullback(
         self,
@@ -315,21 +331,22 @@ class KerasAdapter(Adapter):
         wrt: tuple[str, ...],
         seeded: tuple[str, ...],
         relu: Rectifier,
+        replaced: tuple[str, ...] = (),
     ) -> Program:
         own_shapes = tuple(
             port.own_layout(array).shape[1:] for port, array in zip(self.inputs, x, strict=True)
         )
-        key = (own_shapes, fetch, wrt, seeded, relu)
+        key = (own_shapes, fetch, wrt, seeded, relu, replaced)
         with self._lock:
             if key not in self._programs:
                 if len(self._programs) >= _MOST_PROGRAMS:  # their operations fill the graph
                     self._programs.clear()
                     self._traces.clear()
                 traced = self._trace(own_shapes)
-                for name in (*fetch, *wrt):
+                for name in (*fetch, *wrt, *replaced):
                     if name not in traced.named:
                         raise self.unknown_layer(name)
-                self._programs[key] = Program(traced, fetch, wrt, seeded, relu)
+                self._programs[key] = Program(traced, fetch, wrt, seeded, relu, replaced)
             return self._programs[key]
 
 

@@ -25,6 +25,8 @@ from pellucid.adapters.base import (
     Port,
     Rectifier,
     Seed,
+    fits,
+    misfit,
     normalised_moments,
     numbered,
 )
@@ -83,7 +85,7 @@ class OnnxAdapter(Adapter):
         self.model = model
         self.device = device
         self._folder = folder
-        self._sessions: OrderedDict[frozenset[str], Any] = OrderedDict()
+        self._sessions: OrderedDict[Any, Any] = OrderedDict()
         self._pullbacks: OrderedDict[Any, OnnxPullback] = OrderedDict()
         self._seeded: dict[Any, tuple[str, ...]] = {}
         self._lock = threading.RLock()
@@ -195,12 +197,14 @@ class OnnxAdapter(Adapter):
 
     # ---- values --------------------------------------------------------------------------------
 
-    def _run(self, x: tuple[Array, ...], fetch: tuple[str, ...]) -> dict[str, Array]:
+    def _run(
+        self, x: tuple[Array, ...], fetch: tuple[str, ...], replace: Mapping[str, Array]
+    ) -> dict[str, Array]:
         tensors = {name: self.tensor(name) for name in fetch}
-        values = self._feeds(x)
+        values = self._feeds(x) | self._replaced(replace)
         computed = frozenset(tensor for tensor in tensors.values() if tensor not in values)
         if computed:
-            session = self._session(computed)
+            session = self._session(computed, frozenset(map(self.tensor, replace)))
             names = sorted(computed)
             feed = {value.name: values[value.name] for value in session.get_inputs()}
             try:
@@ -211,6 +215,20 @@ class OnnxAdapter(Adapter):
                 ) from error
             values |= dict(zip(names, results, strict=True))
         return {name: self._channels_first(name, values[tensors[name]]) for name in fetch}
+
+    def _replaced(self, replace: Mapping[str, Array]) -> dict[str, Any]:
+        """Return replaced values by tensor, as the graph holds them."""
+        values = {}
+        for name, array in replace.items():
+            tensor = self.tensor(name)
+            shape = self._shapes.get(tensor)
+            if shape and not fits(array, (None, *shape[1:])):
+                raise misfit(name, array, shape)
+            values[tensor] = self._in_own(name, array)
+        return values
+
+    def _in_own(self, name: str, array: Array) -> Array:
+        return self._ports[name].own_layout(array) if name in self._ports else array
 
     def _feeds(self, x: tuple[Array, ...]) -> dict[str, Any]:
         """Return what the graph's inputs take: own names, own layouts, own element types."""
@@ -250,7 +268,7 @@ class OnnxAdapter(Adapter):
             recorded = self._forward(pullback, feeds)
         cotangents: dict[str, Any] = {}
         for name, array in given.items():  # two names may stand for one tensor
-            own = self._ports[name].own_layout(array) if name in self._ports else array
+            own = self._in_own(name, array)
             cotangents[tensors[name]] = cotangents.get(tensors[name], 0) + own
         gradients = pullback.backward(recorded, cotangents)
         return values, {n: self._channels_first(n, gradients[tensors[n]]) for n in wrt}
@@ -383,18 +401,21 @@ class OnnxAdapter(Adapter):
 
     # ---- sessions ------------------------------------------------------------------------------
 
-    def _session(self, wanted: frozenset[str]) -> Any:
-        if wanted <= {value.name for value in self.model.graph.output}:
+    def _session(self, wanted: frozenset[str], given: frozenset[str] = frozenset()) -> Any:
+        """Return the session that computes some tensors, from given ones if there are any."""
+        if not given and wanted <= {value.name for value in self.model.graph.output}:
             return self._plain
-        if wanted not in self._sessions:
-            part = protobuf.cut(self.model, sorted(wanted), self._extra(wanted))
-            self._sessions[wanted] = open_session(
+        key = (wanted, given)
+        if key not in self._sessions:
+            extra = self._extra(wanted)
+            part = protobuf.cut(self.model, sorted(wanted), extra, given=sorted(given))
+            self._sessions[key] = open_session(
                 part, source=self._named, device=self.device, folder=self._folder
             )
             if len(self._sessions) > _KEPT_SESSIONS:
                 self._sessions.popitem(last=False)
-        self._sessions.move_to_end(wanted)
-        return self._sessions[wanted]
+        self._sessions.move_to_end(key)
+        return self._sessions[key]
 
     def _extra(self, wanted: Collection[str]) -> list[onnx.NodeProto]:
         """Return the nodes that give logits the shape and the axes of their output."""

@@ -201,9 +201,11 @@ class TorchAdapter(Adapter):
 
     # ---- computing ---------------------------------------------------------------------------
 
-    def _run(self, x: tuple[Array, ...], fetch: tuple[str, ...]) -> dict[str, Array]:
+    def _run(
+        self, x: tuple[Array, ...], fetch: tuple[str, ...], replace: Mapping[str, Array]
+    ) -> dict[str, Array]:
         with self._lock, torch.no_grad(), undisturbed(self.module):
-            found = self._forward(x, Keeper(fetch))
+            found = self._forward(x, Keeper(fetch, replace=replace))
             return {name: _numpy(found[name].value) for name in fetch}
 
     def _pullback(
@@ -227,7 +229,8 @@ class TorchAdapter(Adapter):
             keeper.keep(numbered("input", index), tensor)
             for index, tensor in enumerate(self._tensors(x))
         ]
-        called = {base for name in keeper.wanted for base in (name, name.rpartition(":")[0])}
+        names = (*keeper.wanted, *keeper.replace)
+        called = {base for name in names for base in (name, name.rpartition(":")[0])}
         modules = {name: m for name, m in self.names.items() if name in called}
         logits = [name for name in keeper.wanted if name.startswith("logits")]
         if logits and any(port.activation for port in self.outputs):
@@ -250,7 +253,7 @@ class TorchAdapter(Adapter):
                 keeper.keep(numbered("logits", index), output)
             elif numbered("logits", index) in keeper.wanted:
                 keeper.found[numbered("logits", index)] = activations.calls[call][1]
-        if missing := keeper.wanted - keeper.found.keys():
+        if missing := (keeper.wanted - keeper.found.keys()) | (keeper.replace.keys() - keeper.met):
             raise self.unknown_layer(min(missing))
         return keeper.found
 
