@@ -61,6 +61,8 @@ class OnnxAdapter(Adapter):
     source : where the model came from, for messages.
     device : None (CUDA if onnxruntime offers it), "cpu", "cuda" or "cuda:1".
     folder : where the model's external data lies, if it is not in memory.
+    layouts : permutations of axes from channels first to the layout of inputs and outputs, by
+        tensor; None tells them from the shapes.
 
     Raises
     ------
@@ -80,11 +82,13 @@ class OnnxAdapter(Adapter):
         source: str = "",
         device: str | None = None,
         folder: Path | None = None,
+        layouts: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         super().__init__(labels=labels, preprocess=preprocess, source=source)
         self.model = model
         self.device = device
         self._folder = folder
+        self._layouts = layouts
         self._sessions: OrderedDict[Any, Any] = OrderedDict()
         self._pullbacks: OrderedDict[Any, OnnxPullback] = OrderedDict()
         self._seeded: dict[Any, tuple[str, ...]] = {}
@@ -374,6 +378,10 @@ class OnnxAdapter(Adapter):
             return str(self.graph[name].tensor)
         raise self.unknown_layer(name)
 
+    def to_own(self, name: str) -> tuple[int, ...]:
+        """Return the permutation from channels first to the layout of a named value's tensor."""
+        return self._ports[name].to_own if name in self._ports else ()
+
     def _port(self, value: onnx.ValueInfoProto, index: int, stem: str) -> Port:
         if not value.type.HasField("tensor_type"):
             raise UnsupportedError(
@@ -382,9 +390,14 @@ class OnnxAdapter(Adapter):
             )
         own = protobuf.dimensions(value) or self._shapes.get(value.name, ())
         own = (None, *own[1:]) if own else ()
-        last = self._channels_last(own) if stem == "input" else self._image_channels_last
+        if stem == "input":
+            last = self._channels_last(own)
+        else:  # (N, K, 1, 1) is classes and no picture of K rows
+            last = self._image_channels_last and any(size != 1 for size in own[2:])
         rank = len(own)
         to_own = (0, *range(2, rank), 1) if last and rank >= 4 else ()
+        if self._layouts is not None:
+            to_own = self._layouts.get(value.name, ())
         shape = tuple(own[axis] for axis in np.argsort(to_own)) if to_own else own
         dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         activation = self._heads[value.name].activation if stem == "output" else None
