@@ -33,6 +33,7 @@ from pellucid.adapters.onnx.graph import Head, head_of, logits_nodes, read_layer
 from pellucid.adapters.onnx.sessions import open_session
 from pellucid.errors import InputError, LayerError, UnsupportedError, first_line
 from pellucid.graph import protobuf
+from pellucid.graph.axes import channel_axes
 from pellucid.graph.form import OnnxForm, PortForm
 from pellucid.graph.pullback import OnnxPullback, Recorded
 
@@ -221,7 +222,21 @@ class OnnxAdapter(Adapter):
         if not isinstance(value, np.ndarray):
             raise LayerError(f"The value of {name!r} is no tensor; fetch another layer.")
         array = np.asarray(value, np.float32)
-        return self._ports[name].channels_first(array) if name in self._ports else array
+        if name in self._ports:
+            return self._ports[name].channels_first(array)
+        axes = self._own_axes(name)
+        return array.transpose(np.argsort(axes)) if len(axes) == array.ndim else array
+
+    def _own_axes(self, name: str) -> tuple[int, ...]:
+        """Return the permutation from channels first to the axes of a layer's tensor.
+
+        A tensor that is asked for by its own name comes as it is.
+        """
+        if name in self._layers:
+            return self._axes.get(self._layers[name][1], ())
+        if name in self._tensor_names or name in self._ports or name not in self.graph:
+            return ()
+        return tuple(self.graph[name].to_own)
 
     # ---- gradients -----------------------------------------------------------------------------
 
@@ -249,7 +264,11 @@ class OnnxAdapter(Adapter):
             recorded = self._forward(pullback, feeds)
         cotangents: dict[str, Any] = {}
         for name, array in given.items():  # two names may stand for one tensor
-            own = self._ports[name].own_layout(array) if name in self._ports else array
+            axes = self._own_axes(name)
+            if name in self._ports:
+                own = self._ports[name].own_layout(array)
+            else:
+                own = array.transpose(axes) if len(axes) == array.ndim else array
             cotangents[tensors[name]] = cotangents.get(tensors[name], 0) + own
         gradients = pullback.backward(recorded, cotangents)
         return values, {n: self._channels_first(n, gradients[tensors[n]]) for n in wrt}
@@ -321,7 +340,12 @@ class OnnxAdapter(Adapter):
 
     @cached_property
     def _layers(self) -> dict[str, tuple[Layer, str]]:
-        return read_layers(self.model, self._shapes)
+        return read_layers(self.model, self._shapes, self._axes)
+
+    @cached_property
+    def _axes(self) -> dict[str, tuple[int, ...]]:
+        known = {port.own_name: port.to_own for port in self.inputs}
+        return channel_axes(self.model.graph, known, self._shapes)
 
     @cached_property
     def _tensor_names(self) -> frozenset[str]:
