@@ -120,5 +120,7 @@ def _formula(preprocess: Preprocess) -> str:
     if any(value != 1 for value in preprocess.std):
         return f"({shifted}) / ({std})" if len(preprocess.std) > 1 else f"({shifted}) / {std}"
     ranges = {(1.0, 0.0): "0..255", (1 / 255, 0.0): "0..1", (1 / 127.5, 1.0): "-1..1"}
-    covered = ranges.get((preprocess.scale, preprocess.mean[0])) if len(preprocess.mean) == 1 else ""
+    covered = (
+        ranges.get((preprocess.scale, preprocess.mean[0])) if len(preprocess.mean) == 1 else ""
+    )
     return f"{shifted} ({covered})" if covered else shifted

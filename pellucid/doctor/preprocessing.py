@@ -265,9 +265,7 @@ def _observed_all(
     return found
 
 
-def _observed(
-    model: Adapter, port: Port, pictures: Sequence[Any], way: Candidate
-) -> _Observed:
+def _observed(model: Adapter, port: Port, pictures: Sequence[Any], way: Candidate) -> _Observed:
     preprocess = Preprocess.of(way.preprocess, port)
     output = model.outputs[0]
     norms = [layer for layer in model.layers if layer.name in model.moments][:_NORMS]
@@ -277,7 +275,9 @@ def _observed(
         part = pictures[start : start + _CHUNK]
         batch = np.stack([preprocess(picture) for picture in part])
         values = model.run(batch, [output.logits, *totals])
-        scores = np.moveaxis(values[output.logits], output.class_axis if output.shape[1:] else 0, -1)
+        scores = np.moveaxis(
+            values[output.logits], output.class_axis if output.shape[1:] else 0, -1
+        )
         logits.append(scores.reshape(-1, scores.shape[-1]))
         for layer in norms:
             axis = -1 if layer.layout == "tokens" else 1
@@ -364,8 +364,8 @@ def _told(logits: Array) -> tuple[float, float, float]:
     """Return mutual information and entropy of the mean, as shares, and the median margin."""
     p = _probabilities(logits)
     greatest = np.log(min(p.shape))
-    diversity = _entropy(p.mean(0)) / greatest
-    information = diversity - float(np.mean([_entropy(row) for row in p])) / greatest
+    diversity = float(_entropy(p.mean(0)) / greatest)
+    information = float(diversity - np.mean([_entropy(row) for row in p]) / greatest)
     if logits.shape[1] == 1:
         return information, diversity, float(np.median(np.abs(logits)))
     best = np.sort(logits, axis=1)

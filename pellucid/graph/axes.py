@@ -17,8 +17,8 @@ __all__ = ["channel_axes"]
 
 _CHANNELS_FIRST = frozenset((
     "Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "BatchNormalization",
-    "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "InstanceNormalization", "LRN", "MaxUnpool",
-    "DepthToSpace", "SpaceToDepth", "QLinearConv", "ConvInteger", "GroupNormalization",
+    "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "InstanceNormalization", "LRN",
+    "MaxUnpool", "DepthToSpace", "SpaceToDepth", "QLinearConv", "ConvInteger", "GroupNormalization",
 ))  # fmt: skip
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from pellucid.graph.axes import channel_axes
 from pellucid.graph.counting import multiply_adds
 from pellucid.graph.folding import folded
-from pellucid.graph.axes import channel_axes
 from pellucid.graph.form import OnnxForm, PortForm
 from pellucid.graph.groups import TRANSPARENT, Group, Grouping, marked_groups
 from pellucid.graph.kinds import kind_of, layout_of

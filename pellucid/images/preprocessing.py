@@ -174,7 +174,9 @@ class Preprocess:
             chosen = _from_mapping({"name": spec}, port)
         elif isinstance(spec, Mapping):
             chosen = _from_mapping(spec, port)
-            if not {"name", "mean", "std", "scale", "standardise"} & spec.keys():  # only the geometry was given
+            if (
+                not {"name", "mean", "std", "scale", "standardise"} & spec.keys()
+            ):  # only the geometry was given
                 guess = _guess(port, scales_input, framework)
                 given = {key: getattr(chosen, key) for key in spec}
                 chosen = replace(guess, **given)

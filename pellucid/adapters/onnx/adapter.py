@@ -183,12 +183,13 @@ class OnnxAdapter(Adapter):
         fixed = protobuf.constants(self.model.graph)
         found = {}
         for node in self.model.graph.node:
-            arrays = [fixed.get(name) for name in node.input[1:]]
             if node.op_type != "BatchNormalization" or node.output[0] not in names:
                 continue
-            if any(a is None or a.data_location == onnx.TensorProto.EXTERNAL for a in arrays):
+            arrays = [fixed[name] for name in node.input[1:] if name in fixed]
+            inside = [a for a in arrays if a.data_location != onnx.TensorProto.EXTERNAL]
+            if len(inside) != 4:
                 continue
-            gamma, beta, _, variance = map(onnx.numpy_helper.to_array, arrays)
+            gamma, beta, _, variance = (onnx.numpy_helper.to_array(array) for array in inside)
             epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
             found[names[node.output[0]]] = normalised_moments(variance, epsilon, gamma, beta)
         return found
