@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from pellucid.adapters.base import Adapter
-from pellucid.adapters.factories import made_if_named
+from pellucid.adapters.factories import FACTORY, made_if_named
 from pellucid.adapters.files import existing
 from pellucid.adapters.legacy import LegacyModel, read
 from pellucid.adapters.legacy.config import leaves
+from pellucid.adapters.legacy.tensorflow import saved_with
 from pellucid.adapters.load import load
 from pellucid.doctor import keras_file
+from pellucid.doctor.engines import behaviour, second_engine
 from pellucid.doctor.findings import Check, Diagnosis, End
 from pellucid.doctor.pictures import pictures_in
 from pellucid.doctor.preprocessing import PreprocessingGuess, guess_preprocessing
@@ -25,10 +27,9 @@ from pellucid.errors import PellucidError, UnsupportedError
 
 __all__ = ["diagnose"]
 
-_OTHERS = (".onnx", ".pt2", ".pt", ".pth", ".ts", ".torchscript", ".bin", ".safetensors")
+_OTHERS = (".onnx", ".pb", ".pt2", ".pt", ".pth", ".ts", ".torchscript", ".bin", ".safetensors")
 # Translations that compute new values, so that no checksum can follow them.
 _COMPUTED = ("folded into", "CuDNN", "left out")
-_FREE = 64  # pixels along an axis whose size is open
 
 
 def diagnose(
@@ -46,7 +47,7 @@ def diagnose(
     images: str | Path | Sequence[Any] | None = None,
     truth: Sequence[int | str] | None = None,
 ) -> Diagnosis:
-    """Examine a model file, also one that does not open.
+    """Examine a model file, also one that does not open, or a "package.module:factory".
 
     Parameters
     ----------
@@ -72,9 +73,10 @@ def diagnose(
     >>> found.producer["version"], found.opens  # doctest: +SKIP
     ('1.2.2', True)
     """
-    path = Path(path).expanduser()
+    factory = isinstance(path, str) and FACTORY.match(path)
+    specification, path = str(path), Path(path).expanduser()
     checkpoint = path.with_name(path.name + ".index").is_file()
-    path = path if checkpoint else existing(path)
+    path = path if checkpoint or factory else existing(path)
     architecture = made_if_named(architecture)
     given = {
         "weights": weights, "architecture": architecture, "backend": backend,
@@ -82,13 +84,18 @@ def diagnose(
         "inputs": inputs, "outputs": outputs, "labels": labels,
     }  # fmt: skip
     shown = _Shown(images, truth)
+    if factory:
+        return _opened(Diagnosis(specification, 0), given, None, shown)
     if path.suffix.lower() in _OTHERS:
         return _opened(Diagnosis(str(path), _size(path)), given, None, shown)
     found = Diagnosis(str(path), _size(path), framework="keras")
     try:
         legacy = read(path, weights, architecture, backend)
     except UnsupportedError as error:
-        producer = {"format": "SavedModel without layers"}
+        producer = {
+            "library": "tensorflow", "version": saved_with(path),
+            "format": "SavedModel without layers",
+        }  # fmt: skip
         found = _opened(Diagnosis(str(path), found.size, "keras", producer), given, None, shown)
         return found if found.opens else _with(found, problems=(str(error), *found.problems))
     except PellucidError as error:
@@ -184,7 +191,9 @@ def _opened(
     )  # fmt: skip
     if legacy is None:
         found = _from_adapter(found, adapter)
-    checks = [_behaviour(adapter)]
+    checks = [behaviour(adapter)]
+    if adapter.framework == "keras":
+        checks.append(second_engine(adapter))
     if legacy is not None:
         checks.insert(0, _read_twice(found, given, adapter, legacy))
     return _with(found, checks=tuple(checks), preprocessing=shown.guess(adapter))
@@ -207,28 +216,6 @@ def _read_twice(
     return compare(arrays, in_model(vars(adapter)["model"]), changed)
 
 
-def _behaviour(adapter: Adapter) -> Check:
-    """Run the model on black, white and noise: it must answer, with numbers, and differently."""
-    name = "the network answers"
-    random = np.random.default_rng(0)
-    batch = []
-    for port in adapter.inputs:
-        shape = tuple(_FREE if size is None else size for size in port.shape[1:])
-        noise = random.uniform(size=(2, *shape))
-        both = np.concatenate([np.zeros((1, *shape)), np.ones((1, *shape)), noise])
-        batch.append(both.astype(port.dtype if port.dtype.startswith("int") else np.float32))
-    names = [port.logits for port in adapter.outputs]
-    try:
-        values = adapter.run(batch, names)
-    except Exception as error:  # a size that it does not take, or an operator that fails
-        return Check(name, None, f"it was not run: {' '.join(str(error).split())[:200]}")
-    if not all(np.isfinite(value).all() for value in values.values()):
-        return Check(name, False, "some outputs are not finite numbers")
-    if all((value == value[:1]).all() for value in values.values()):
-        return Check(name, False, "black, white and noise give the same output: it is dead")
-    return Check(name, True, "black, white and noise give finite and different outputs")
-
-
 # ---- other frameworks ------------------------------------------------------------------------
 
 
@@ -239,7 +226,10 @@ def _from_adapter(found: Diagnosis, adapter: Adapter) -> Diagnosis:
     own = vars(adapter)
     if adapter.framework == "onnx":
         proto = own["model"]
-        producer |= _onnx_facts(proto)
+        if Path(found.path).suffix.lower() == ".pb":
+            producer |= {"library": "tensorflow", "format": "frozen graph"}
+        elif not producer:
+            producer |= _onnx_facts(proto)
         for name, array in _initializers(proto):
             layer, _, last = name.rpartition("." if "." in name else "/")
             arrays.setdefault(layer, {})[last] = array

@@ -1,4 +1,4 @@
-"""The pictures that the doctor is given: those in a folder, with their classes where it says them."""
+"""The pictures that the doctor is given: those in a folder, and their classes."""
 
 from __future__ import annotations
 

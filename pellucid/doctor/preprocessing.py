@@ -364,8 +364,8 @@ def _told(logits: Array) -> tuple[float, float, float]:
     """Return mutual information and entropy of the mean, as shares, and the median margin."""
     p = _probabilities(logits)
     greatest = np.log(min(p.shape))
-    diversity = _entropy(p.mean(0)) / greatest
-    information = diversity - float(np.mean([_entropy(row) for row in p])) / greatest
+    diversity = float(_entropy(p.mean(0)) / greatest)
+    information = float(diversity - np.mean([_entropy(row) for row in p]) / greatest)
     if logits.shape[1] == 1:
         return information, diversity, float(np.median(np.abs(logits)))
     best = np.sort(logits, axis=1)

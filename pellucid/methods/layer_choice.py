@@ -49,7 +49,8 @@ def choose_layer(model: Adapter) -> LayerChoice:
     last_leaf, found = "", None
     for layer in layers:
         last_leaf = last_leaf if layer.container else layer.kind
-        if _has_grid(layer) and last_leaf not in POOLING:
+        turned = found is not None and layer.kind == "Permute"  # the same values, axes turned
+        if _has_grid(layer) and last_leaf not in POOLING and not turned:
             found = layer
     if found is None:
         raise LayerError(

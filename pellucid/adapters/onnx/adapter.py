@@ -35,6 +35,7 @@ from pellucid.adapters.onnx.graph import Head, head_of, logits_nodes, read_layer
 from pellucid.adapters.onnx.sessions import open_session
 from pellucid.errors import InputError, LayerError, UnsupportedError, first_line
 from pellucid.graph import protobuf
+from pellucid.graph.axes import channel_axes
 from pellucid.graph.form import OnnxForm, PortForm
 from pellucid.graph.pullback import OnnxPullback, Recorded
 
@@ -189,12 +190,13 @@ class OnnxAdapter(Adapter):
         fixed = protobuf.constants(self.model.graph)
         found = {}
         for node in self.model.graph.node:
-            arrays = [fixed.get(name) for name in node.input[1:]]
             if node.op_type != "BatchNormalization" or node.output[0] not in names:
                 continue
-            if any(a is None or a.data_location == onnx.TensorProto.EXTERNAL for a in arrays):
+            arrays = [fixed[name] for name in node.input[1:] if name in fixed]
+            inside = [a for a in arrays if a.data_location != onnx.TensorProto.EXTERNAL]
+            if len(inside) != 4:
                 continue
-            gamma, beta, _, variance = map(onnx.numpy_helper.to_array, arrays)
+            gamma, beta, _, variance = (onnx.numpy_helper.to_array(array) for array in inside)
             epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
             found[names[node.output[0]]] = normalised_moments(variance, epsilon, gamma, beta)
         return found
@@ -232,7 +234,11 @@ class OnnxAdapter(Adapter):
         return values
 
     def _in_own(self, name: str, array: Array) -> Array:
-        return self._ports[name].own_layout(array) if name in self._ports else array
+        """Give an array for a name the layout of its tensor."""
+        if name in self._ports:
+            return self._ports[name].own_layout(array)
+        axes = self._own_axes(name)
+        return array.transpose(axes) if len(axes) == array.ndim else array
 
     def _feeds(self, x: tuple[Array, ...]) -> dict[str, Any]:
         """Return what the graph's inputs take: own names, own layouts, own element types."""
@@ -244,7 +250,21 @@ class OnnxAdapter(Adapter):
         if not isinstance(value, np.ndarray):
             raise LayerError(f"The value of {name!r} is no tensor; fetch another layer.")
         array = np.asarray(value, np.float32)
-        return self._ports[name].channels_first(array) if name in self._ports else array
+        if name in self._ports:
+            return self._ports[name].channels_first(array)
+        axes = self._own_axes(name)
+        return array.transpose(np.argsort(axes)) if len(axes) == array.ndim else array
+
+    def _own_axes(self, name: str) -> tuple[int, ...]:
+        """Return the permutation from channels first to the axes of a layer's tensor.
+
+        A tensor that is asked for by its own name comes as it is.
+        """
+        if name in self._layers:
+            return self._axes.get(self._layers[name][1], ())
+        if name in self._tensor_names or name in self._ports or name not in self.graph:
+            return ()
+        return tuple(self.graph[name].to_own)
 
     # ---- gradients -----------------------------------------------------------------------------
 
@@ -344,7 +364,12 @@ class OnnxAdapter(Adapter):
 
     @cached_property
     def _layers(self) -> dict[str, tuple[Layer, str]]:
-        return read_layers(self.model, self._shapes)
+        return read_layers(self.model, self._shapes, self._axes)
+
+    @cached_property
+    def _axes(self) -> dict[str, tuple[int, ...]]:
+        known = {port.own_name: port.to_own for port in self.inputs}
+        return channel_axes(self.model.graph, known, self._shapes)
 
     @cached_property
     def _tensor_names(self) -> frozenset[str]:
