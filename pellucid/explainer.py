@@ -48,7 +48,9 @@ def explain(
     images : a path, a PIL image, an `(H, W)` or `(H, W, C)` integer array, or a list of those:
         they go through the model's preprocessing. Or a float batch in the model's own layout,
         taken as already preprocessed.
-    method : `"grad-cam"`, `"grad-cam++"`, `"xgrad-cam"`, `"hires-cam"`, `"layer-cam"`;
+    method : `"grad-cam"`, `"grad-cam++"`, `"xgrad-cam"`, `"hires-cam"`, `"layer-cam"`,
+        `"eigen-cam"`, `"eigengrad-cam"`, `"score-cam"`, `"ablation-cam"`, `"recipro-cam"`,
+        `"layer-conductance"`;
         `"saliency"`, `"input-x-gradient"`, `"guided-backprop"`, `"deconvnet"`,
         `"integrated-gradients"`, `"smoothgrad"`; `"guided-grad-cam"`.
     target : class index, label, None for the top class of each image; `pellucid.Contrast("cat",
@@ -91,6 +93,7 @@ def explain(
         keywords["seed"] = seed
     if like is not None and "relu" in found.parameters:
         keywords = {"relu": style.relu, **keywords}
+    keywords = {**found.like.get(like or "paper", {}), **keywords}
     prepared: Prepared = adapter.prepare(images)
     adapter, chosen = engine_for(adapter, engine)
     objective = Objective(adapter, target, space)

@@ -46,7 +46,8 @@ examples:
 
 
 _METHODS = (
-    "grad-cam (the default), grad-cam++, xgrad-cam, hires-cam, layer-cam; saliency, "
+    "grad-cam (the default), grad-cam++, xgrad-cam, hires-cam, layer-cam, eigen-cam, "
+    "eigengrad-cam, score-cam, ablation-cam, recipro-cam, layer-conductance; saliency, "
     "input-x-gradient, guided-backprop, deconvnet, integrated-gradients, smoothgrad; "
     "guided-grad-cam"
 )
