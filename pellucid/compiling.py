@@ -24,10 +24,11 @@ from pellucid.errors import InputError, LayerError, MethodError, UnsupportedErro
 from pellucid.explainer import adapter_of
 from pellucid.graph import explanations as formula
 from pellucid.graph.gradient import differentiate, walk
+from pellucid.graph.placement import Placement
 from pellucid.graph.prepare import fold, infer, prepare
 from pellucid.graph.tape import Tape
 from pellucid.labels import find_label
-from pellucid.methods.layer_choice import as_grid, choose_layer
+from pellucid.methods.layer_choice import choose_layer, placement_of
 from pellucid.methods.registry import METHODS
 
 __all__ = ["COMPILED", "compile_explainer"]
@@ -174,21 +175,39 @@ class _Plan:
         t = self.t
         assert self.layer is not None
         name = self.adapter.tensor(self.layer)
-        activation, gradient, grid = self.values[name], self._pulled(name), self._token_grid()
-        if grid:
-            activation, gradient = (formula.on_grid(t, v, grid) for v in (activation, gradient))
-        rank = 2 + len(grid) if grid else t.rank(activation)
+        activation, gradient, placement = self.values[name], self._pulled(name), self._placement()
+        rank = t.rank(activation)
+        if not placement.is_plain:
+            activation, gradient = (
+                formula.on_grid(t, value, rank, placement) for value in (activation, gradient)
+            )
+            rank = 2 + len(placement.grid)
         kind = "grad-cam" if self.method == "guided-grad-cam" else self.method
         cam = t.Relu(formula.class_activation(t, activation, gradient, rank, kind))
         return t.Squeeze(cam, [1]), cam, rank
 
-    def _token_grid(self) -> tuple[int, ...]:
-        """Return the grid of a token layer, empty for spatial layers; refuse what has none."""
+    @property
+    def _layer_shape(self) -> tuple[int | None, ...]:
+        """Shape of the layer's values, None where any size fits."""
         assert self.layer is not None
-        layer = self.adapter.layer(self.layer)
-        probe = np.zeros([1, *(size or 1 for size in layer.shape[1:])], np.float32)
-        (view,) = as_grid(self.adapter, self.layer, probe)
-        return view.shape[2:] if layer.layout == "tokens" else ()
+        known = {layer.name: layer.shape for layer in self.adapter.layers}
+        if self.layer in known:
+            return known[self.layer]
+        shape: tuple[int | None, ...] = self.adapter.graph[self.layer].shape
+        return (None,) * len(shape) if None in self.port.shape[1:] else shape
+
+    def _placement(self) -> Placement:
+        """Return how the layer's values lie on the image; refuse what has no grid."""
+        assert self.layer is not None
+        sizes = [1, *(size or 1 for size in self._layer_shape[1:])]
+        return placement_of(self.adapter, self.layer, sizes)
+
+    def _grid(self) -> tuple[int | None, ...]:
+        """Return the size of the map, None where any size fits."""
+        placement, shape = self._placement(), self._layer_shape
+        if placement.take is None and len(placement.positions) == len(placement.grid):
+            return tuple(shape[axis] for axis in placement.positions)
+        return placement.grid
 
     def _pixels(self) -> ir.Value:
         """Return the attribution of every input value, `(N, C, *spatial)`."""
@@ -272,9 +291,7 @@ class _Plan:
         results = [self.values[name] for name in self.outputs]
         batch = (self.values[self.outputs[0]].shape or ir.Shape(["batch"]))[0]
         drawn = tuple(self.size or self.port.shape[2:])
-        grid = self.adapter.layer(self.layer).grid if self.method in CAMS and self.layer else ()
-        if self.method in CAMS and not grid:
-            grid = self._token_grid()
+        grid = self._grid() if self.method in CAMS else ()
         extents = {"heatmap": drawn, "attribution": grid or self.port.shape[1:]}
         self.names = {}
         for name, value in named.items():

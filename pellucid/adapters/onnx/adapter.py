@@ -139,6 +139,10 @@ class OnnxAdapter(Adapter):
             name=Path(self.source).name or self.model.graph.name,
         )
 
+    def in_form(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Return the tensor that a name stands for, and its layout: see `Adapter.in_form`."""
+        return self.tensor(name), self._ports[name].to_own if name in self._ports else ()
+
     @property
     def versions(self) -> dict[str, str]:
         """Versions of onnx and onnxruntime."""
