@@ -179,4 +179,5 @@ def read_along(
         if 0 <= index < len(steps):
             slope[:, index] = steps[index]
     away = (cells - near).reshape([-1 if axis == at else 1 for axis in range(planes.ndim)])
-    return np.asarray(found + np.nan_to_num(slope) * away, np.float32)
+    level = np.where(np.isfinite(slope), slope, 0)
+    return np.asarray(found + level * away, np.float32)

@@ -160,8 +160,7 @@ class Tracer:
             if np.prod(tensor.dims, initial=1) > _MOST or tensor.external_data:
                 raise KeyError(name)
             return numpy_helper.to_array(tensor)
-        shape = self._shape(name)
-        if name in self.wiring.live or shape is None or np.prod(shape, initial=1) > _MOST:
+        if name in self.wiring.live or np.prod(self._shape(name) or 1, initial=1) > _MOST:
             raise KeyError(name)
         node = self.wiring.nodes[self.wiring.producer[name]]
         results = _evaluated(node, {n: self._value(n) for n in node.input if n})
