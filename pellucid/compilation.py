@@ -17,9 +17,10 @@ from pellucid.errors import LayerError, MethodError, UnsupportedError
 from pellucid.graph import explanations as formula
 from pellucid.graph.gradient import differentiate, walk
 from pellucid.graph.loops import average_over_points, score_near
+from pellucid.graph.placement import Placement
 from pellucid.graph.prepare import fold, infer, prepare
 from pellucid.graph.tape import Tape
-from pellucid.methods.layer_choice import as_grid
+from pellucid.methods.layer_choice import placement_of
 
 __all__ = ["FORWARD_CAMS", "GRADIENT_CAMS", "Compilation"]
 
@@ -153,50 +154,60 @@ class Compilation:
     def _cam(self) -> tuple[ir.Value, ir.Value, int]:
         """Return the map as it is given, `(N, *grid)`, with a channel axis, and its rank."""
         t, tensors = self.t, [self.adapter.tensor(layer) for layer in self.layers]
-        grids = [self._token_grid(layer) for layer in self.layers]
+        ranks = [2 + len(self._placement(layer).grid) for layer in self.layers]
         if self.method == "recipro-cam":
             maps = [self._recipro(layer) for layer in self.layers]
         else:
             gradients: list[ir.Value | None] = [None] * len(tensors)
             if self.method != "eigen-cam":
                 gradients = [*self._pulled(tensors, shown=self.layers)]
-            maps = [
-                self._weighed(*one) for one in zip(self.layers, tensors, gradients, grids,
-                                                   strict=True)
-            ]  # fmt: skip
-        rank = t.rank(self.values[tensors[0]])
-        rank = 2 + len(grids[0]) if grids[0] else rank
-        cam = maps[0] if len(maps) == 1 else self._fused(maps, rank)
-        return t.Squeeze(cam, [1]), cam, rank
+            maps = [self._weighed(*one) for one in zip(self.layers, gradients, strict=True)]
+        cam = maps[0] if len(maps) == 1 else self._fused(maps, ranks[0])
+        return t.Squeeze(cam, [1]), cam, ranks[0]
 
-    def _weighed(
-        self, layer: str, tensor: str, gradient: ir.Value | None, grid: tuple[int, ...]
-    ) -> ir.Value:
+    def _weighed(self, layer: str, gradient: ir.Value | None) -> ir.Value:
         """Make the map of one layer, `(N, 1, *grid)`."""
         t = self.t
-        activation = self._view(layer, self._real(self.values[tensor]), grid)
-        rank = 2 + len(grid) if grid else t.rank(self.values[tensor])
+        activation = self._view(layer, self._real(self.values[self.adapter.tensor(layer)]))
+        grid = self._map_grid(layer)
+        rank = 2 + len(grid)
         if gradient is None:
-            cells = int(np.prod(grid)) if grid else self._cells(layer)
+            cells = None if None in grid else int(np.prod([size or 1 for size in grid]))
             cam = formula.eigen_projection(t, activation, rank, cells)
         else:
             kind = "grad-cam" if self.method == "guided-grad-cam" else self.method
-            viewed = self._view(layer, gradient, grid)
+            viewed = self._view(layer, gradient)
             cam = formula.class_activation(t, activation, viewed, rank, kind)
         return t.Relu(cam) if self.options.get("relu", True) else cam
 
-    def _view(self, layer: str, value: ir.Value, grid: tuple[int, ...]) -> ir.Value:
+    def _view(self, layer: str, value: ir.Value) -> ir.Value:
         """View a layer's value as `(N, C, *grid)`."""
-        if grid:
-            return formula.on_grid(self.t, value, grid)
-        order = self.adapter.to_own(layer)
-        return self.t.Transpose(value, perm=_inverse(order)) if order else value
+        placement, (_, to_own) = self._placement(layer), self.adapter.in_form(layer)
+        if to_own:
+            value = self.t.Transpose(value, perm=_inverse(to_own))
+        if placement.is_plain:
+            return value
+        return formula.on_grid(self.t, value, len(self._layer_shape(layer)), placement)
 
-    def _cells(self, layer: str) -> int | None:
-        """Count the positions of a spatial layer, None where they depend on the input's size."""
-        grid = self.adapter.layer(layer).grid
-        sizes = [size for size in grid if size is not None]
-        return int(np.prod(sizes)) if len(sizes) == len(grid) else None
+    def _layer_shape(self, layer: str) -> tuple[int | None, ...]:
+        """Shape of a layer's values, None where any size fits."""
+        known = {one.name: one.shape for one in self.adapter.layers}
+        if layer in known:
+            return known[layer]
+        shape: tuple[int | None, ...] = self.adapter.graph[layer].shape
+        return (None,) * len(shape) if None in self.port.shape[1:] else shape
+
+    def _placement(self, layer: str) -> Placement:
+        """Return how a layer's values lie on the image; refuse what has no grid."""
+        sizes = [1, *(size or 1 for size in self._layer_shape(layer)[1:])]
+        return placement_of(self.adapter, layer, sizes)
+
+    def _map_grid(self, layer: str) -> tuple[int | None, ...]:
+        """Return the grid of a layer, None where any size fits."""
+        placement, shape = self._placement(layer), self._layer_shape(layer)
+        if placement.take is None and len(placement.positions) == len(placement.grid):
+            return tuple(shape[axis] for axis in placement.positions)
+        return placement.grid
 
     def _fused(self, maps: Sequence[ir.Value], rank: int) -> ir.Value:
         """Draw maps on the finest grid, each scaled to a maximum of one, and average them."""
@@ -210,17 +221,19 @@ class Compilation:
 
     def _recipro(self, layer: str) -> ir.Value:
         """Score the network on each neighbourhood of a layer (Byun and Lee, 2209.14074)."""
-        t, grid = self.t, self._grid(layer)
-        masks = formula.neighbourhoods(grid)  # (P, *grid)
-        value = self.values[self.adapter.tensor(layer)]
-        if tokens := self._token_grid(layer):
-            length = self.adapter.layer(layer).shape[1]
-            kept = np.ones((len(masks), (length or 0) - int(np.prod(tokens))), np.float32)
-            masks = np.concatenate([kept, masks.reshape(len(masks), -1)], 1)[:, None, :, None]
-        else:  # (P, 1, 1, *grid), in the layer's own layout behind the first axis
-            order = self.adapter.to_own(layer)
-            masks = masks[:, None, None]
-            masks = masks.transpose(0, *(axis + 1 for axis in order)) if order else masks
+        t, grid, placement = self.t, self._grid(layer), self._placement(layer)
+        value, shape = self.values[self.adapter.tensor(layer)], self._layer_shape(layer)
+        near = formula.neighbourhoods(grid)  # (P, *grid)
+        cells = [shape[axis] or 1 for axis in placement.positions]
+        masks = np.ones((len(near), int(np.prod(cells))), np.float32)
+        taken = slice(None) if placement.take is None else list(placement.take)
+        masks[:, taken] = near.reshape(len(near), -1)  # what is on no grid stays
+        axes = [*placement.positions]
+        axes += [axis for axis in range(len(shape)) if axis not in axes]
+        masks = masks.reshape(len(near), *cells, *[1] * (len(shape) - len(cells)))
+        masks = masks.transpose(0, *(axis + 1 for axis in _inverse(axes)))
+        if to_own := self.adapter.in_form(layer)[1]:
+            masks = masks.transpose(0, *(axis + 1 for axis in to_own))
         masks = masks.astype((value.dtype or ir.DataType.FLOAT).numpy())
         scores = score_near(
             t, self.graph, value, self.values[self.explained], self.hot, masks
@@ -231,7 +244,7 @@ class Compilation:
 
     def _grid(self, layer: str) -> tuple[int, ...]:
         """Return the grid of a layer, which must be known."""
-        found = self._token_grid(layer) or self.adapter.layer(layer).grid
+        found = self._map_grid(layer)
         grid = tuple(size for size in found if size is not None)
         if len(grid) < len(found):
             raise UnsupportedError(
@@ -239,13 +252,6 @@ class Compilation:
                 "be known. Export the model for one image size."
             )
         return grid
-
-    def _token_grid(self, layer: str) -> tuple[int, ...]:
-        """Return the grid of a token layer, empty for spatial layers; refuse what has none."""
-        known = self.adapter.layer(layer)
-        probe = np.zeros([1, *(size or 1 for size in known.shape[1:])], np.float32)
-        (view,) = as_grid(self.adapter, layer, probe)
-        return view.shape[2:] if known.layout == "tokens" else ()
 
     # ---- attributions of pixels ------------------------------------------------------------------
 
@@ -391,7 +397,7 @@ class Compilation:
     def _map_shape(self) -> tuple[int | None, ...]:
         if len(self.layers) > 1:
             return max((self._grid(layer) for layer in self.layers), key=np.prod)
-        return self._token_grid(self.layers[0]) or self.adapter.layer(self.layers[0]).grid
+        return self._map_grid(self.layers[0])
 
 
 def _inverse(order: Sequence[int]) -> list[int]:

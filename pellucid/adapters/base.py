@@ -25,6 +25,7 @@ from pellucid.errors import InputError, LayerError, UnsupportedError, nearest
 if TYPE_CHECKING:
     from pellucid.graph.form import OnnxForm
     from pellucid.graph.layers import LayerGraph
+    from pellucid.graph.survey import Survey
     from pellucid.images import Prepared, Preprocessing
 from pellucid.labels import load_labels
 
@@ -156,11 +157,13 @@ class Adapter(ABC):
     preprocess : how images become a batch, or None for the adapter's own guess.
     source : where the model came from, for messages and provenance.
     notes : what its reader was not sure of; every explanation repeats it.
+    knows_channels : whether the framework says which axis of a grid holds the channels.
     """
 
     framework: ClassVar[str]
     engine: ClassVar[Literal["native", "onnx"]] = "native"  # what computes
     notes: tuple[str, ...] = ()
+    knows_channels: ClassVar[bool] = False
     fixed_batch: int | None = None  # the only batch size that the model takes, if it is so
 
     def __init__(self, *, labels: Any = None, preprocess: Any = None, source: str = "") -> None:
@@ -170,6 +173,7 @@ class Adapter(ABC):
         self._form: tuple[tuple[str, ...], OnnxForm] | None = None
         self._graph: tuple[OnnxForm, LayerGraph] | None = None
         self._needs_repeats: set[str] = set()  # layers around which a row is not repeated by itself
+        self._survey: tuple[OnnxForm, Survey] | None = None
 
     # ---- what an adapter gives ---------------------------------------------------------------
 
@@ -228,6 +232,40 @@ class Adapter(ABC):
         if self._graph is None or self._graph[0] is not form:
             self._graph = (form, read_graph(form))
         return self._graph[1]
+
+    @property
+    def survey(self) -> Survey:
+        """Where the values of every layer lie on the image, and what they see of it.
+
+        Raises
+        ------
+        UnsupportedError : the model has no ONNX form.
+        """
+        from pellucid.graph.survey import Survey
+
+        form = self.form
+        if self._survey is None or self._survey[0] is not form:
+            self._survey = (form, Survey(form))
+        return self._survey[1]
+
+    def in_form(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Return a layer's tensor in the ONNX form.
+
+        Returns
+        -------
+        tensor, to_own : its name, and the permutation of axes from those of the fetched value
+            to its own.
+
+        Raises
+        ------
+        LayerError : there is no such layer.
+        UnsupportedError : the model has no ONNX form.
+        """
+        for call in self.form.calls:
+            if call.name == name:
+                return call.outputs[0], call.to_own
+        layer = self.graph.layer(name)
+        return layer.tensor, layer.to_own
 
     @property
     def form(self) -> OnnxForm:

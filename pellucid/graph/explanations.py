@@ -6,13 +6,13 @@ where the graph leaves them open, the spatial sizes stay dynamic.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from pellucid.graph.placement import Placement
 from pellucid.graph.tape import Tape, dims
 
 __all__ = [
@@ -58,11 +58,17 @@ def one_hot(t: Tape, logits: ir.Value, classes: ir.Value, axis: int) -> ir.Value
     return hot
 
 
-def on_grid(t: Tape, value: ir.Value, grid: Sequence[int]) -> ir.Value:
-    """View tokens (N, T, C), the last of which fill a grid, as (N, C, *grid)."""
-    count = math.prod(grid)
-    cells = t.Slice(value, [-count], [np.iinfo(np.int64).max], [1])
-    return t.Reshape(t.Transpose(cells, perm=[0, 2, 1]), [0, 0, *grid])
+def on_grid(t: Tape, value: ir.Value, rank: int, placement: Placement) -> ir.Value:
+    """View the values of a layer as (N, C, *grid); `rank` is that of the values."""
+    order = [0, placement.channels, *placement.positions]
+    others = [axis for axis in range(rank) if axis not in order]
+    turned = t.Transpose(value, perm=[*order, *others])
+    if placement.take is not None:
+        flat = t.Reshape(turned, [0, 0, -1])  # (N, C, T)
+        turned = t.Gather(flat, np.asarray(placement.take), axis=2)
+    elif rank == 2 + len(placement.grid):
+        return turned
+    return t.Reshape(turned, [0, 0, *placement.grid])
 
 
 def class_activation(

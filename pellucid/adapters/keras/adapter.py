@@ -60,6 +60,7 @@ class KerasAdapter(Adapter):
     """
 
     framework = "keras"
+    knows_channels = True
 
     def __init__(
         self,

@@ -156,6 +156,11 @@ class OnnxAdapter(Adapter):
             name=Path(self.source).name or self.model.graph.name,
         )
 
+    def in_form(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Return the tensor that a name stands for, and its layout: see `Adapter.in_form`."""
+        own = self._ports[name].to_own if name in self._ports else self._own_axes(name)
+        return self.tensor(name), own
+
     @property
     def versions(self) -> dict[str, str]:
         """Versions of onnx and onnxruntime."""
@@ -402,10 +407,6 @@ class OnnxAdapter(Adapter):
         if name in self.graph:
             return str(self.graph[name].tensor)
         raise self.unknown_layer(name)
-
-    def to_own(self, name: str) -> tuple[int, ...]:
-        """Return the permutation from channels first to the layout of a named value's tensor."""
-        return self._ports[name].to_own if name in self._ports else ()
 
     def _port(self, value: onnx.ValueInfoProto, index: int, stem: str) -> Port:
         if not value.type.HasField("tensor_type"):

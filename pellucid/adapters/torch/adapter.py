@@ -136,17 +136,34 @@ class TorchAdapter(Adapter):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the printed architecture and of every weight; computed anew on change."""
+        """SHA-256 of the architecture and of every weight; computed anew on change."""
         tensors = [*self.module.named_parameters(), *self.module.named_buffers()]
         state = [(t.data_ptr(), -1 if t.is_inference() else t._version) for _, t in tensors]
         if self._hashed[0] != state:
-            digest = hashlib.sha256(str(self.module).encode())
+            digest = hashlib.sha256(self._architecture().encode())
             for name, tensor in tensors:
                 digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
                 flat = tensor.detach().cpu().contiguous().reshape(-1)
                 digest.update(flat.view(torch.uint8).numpy().data)
             self._hashed = (state, digest.hexdigest())
         return self._hashed[1]
+
+    def _architecture(self) -> str:
+        """Write down all that the module says of itself: its parts and their settings."""
+        settings = {
+            name: {k: v for k, v in sorted(vars(module).items()) if _is_setting(k, v)}
+            for name, module in self.module.named_modules()
+        }
+        return f"{self.module}{settings}"
+
+    def _code(self) -> str:
+        """Hash what the modules do when they are called, as far as it is in their own class."""
+        digest = hashlib.sha256()
+        for kind in dict.fromkeys(type(module) for module in self.module.modules()):
+            if code := getattr(kind.forward, "__code__", None):
+                constants = [value for value in code.co_consts if _is_plain(value)]
+                digest.update(code.co_code + f"{code.co_names}{constants}".encode())
+        return digest.hexdigest()
 
     @cached_property
     def names(self) -> dict[str, nn.Module]:
@@ -189,7 +206,8 @@ class TorchAdapter(Adapter):
         """All that the ONNX form follows from: versions and the shapes of the inputs too."""
         from importlib.metadata import version
 
-        return (*super().form_key, str(self._probe.shapes), version("onnxscript"))
+        shapes = str(self._probe.shapes)
+        return (*super().form_key, self._code(), shapes, version("onnxscript"))
 
     def _export(self) -> OnnxForm:
         from pellucid.adapters.torch.export import export_module
@@ -302,6 +320,17 @@ def _backward(
         torch.zeros_like(found[name].value) if (g := gradients.get(name)) is None else g
         for name in wrt
     ]
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    """Whether an attribute of a module is a plain value that its author set."""
+    return not name.startswith("_") and name != "training" and _is_plain(value)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_plain(part) for part in value)
+    return value is None or isinstance(value, bool | int | float | str | bytes)
 
 
 def _is_integer(array: Any) -> bool:
