@@ -12,7 +12,7 @@ from pellucid import __version__
 from pellucid.cli.model import MODEL_HELP, add_model_options, open_model, read_preprocess
 from pellucid.cli.parser import Parser, count
 from pellucid.cli.quiet import talk_aside
-from pellucid.cli.terminal import item, plain, styled, table
+from pellucid.cli.terminal import item, plain, styled, table, terminal_of_stderr
 from pellucid.cli.wording import in_options
 from pellucid.errors import MethodError
 from pellucid.labels import load_labels
@@ -44,7 +44,7 @@ examples:
 _METHODS = (
     "grad-cam (the default), grad-cam++, xgrad-cam, hires-cam, layer-cam; saliency, "
     "input-x-gradient, guided-backprop, deconvnet, integrated-gradients, smoothgrad; "
-    "guided-grad-cam"
+    "guided-grad-cam; lime"
 )
 
 
@@ -81,7 +81,8 @@ def parser() -> Parser:
     what.add_argument(
         "--like",
         metavar="LIBRARY",
-        help="give the numbers of captum, pytorch-grad-cam or tf-keras-vis; by default the paper's",
+        help="give the numbers of captum, pytorch-grad-cam, tf-keras-vis or lime; by default the "
+        "paper's",
     )
     what.add_argument(
         "--option",
@@ -119,6 +120,7 @@ def run(arguments: Namespace) -> None:
     """
     from pellucid.cli.outputs import planned
     from pellucid.explainer import explain
+    from pellucid.methods.registry import method_named
 
     images = [Path(image).expanduser() for image in arguments.images]
     options = read_options(arguments.option)
@@ -130,6 +132,8 @@ def run(arguments: Namespace) -> None:
     _check_colormap(arguments.colormap)
     for image in images:
         _check_image(image)
+    if method_named(arguments.method).perturbs:
+        options.setdefault("progress", terminal_of_stderr())
     with talk_aside():
         adapter = open_model(arguments, preprocess, labels)
         explanations: list[Explanation] = explain(  # type: ignore[assignment]
@@ -152,8 +156,10 @@ def run(arguments: Namespace) -> None:
         for line in _report(explanation, arguments):
             print(line)
         print(item("written", outputs.files[index], "green"), end="\n\n")
+    if len(explanations) < len(images):
+        print(f"Interrupted: {len(explanations)} of {len(images)} images are explained.")
     if outputs.grid:
-        print(f"All {len(images)} are side by side in {plain(outputs.grid)}.")
+        print(f"All {len(explanations)} are side by side in {plain(outputs.grid)}.")
     if labels is None and arguments.top:
         print("Classes are shown by number: --labels FILE, or --labels imagenet, names them.")
 
@@ -215,9 +221,10 @@ def _write(explanations: Sequence[Explanation], outputs: Outputs, colormap: str 
     from pellucid import plots
 
     outputs.make_folder()
-    for explanation, path in zip(explanations, outputs.files, strict=True):
+    # Ctrl-C in a long run leaves images out
+    for explanation, path in zip(explanations, outputs.files, strict=False):
         if path.suffix.lower() in plots.FIGURE_SUFFIXES:
-            plots.save_figure(plots.figure(explanation, colormap=colormap), path)
+            plots.save_figure(explanation.plot(colormap=colormap), path)
         else:
             explanation.save(path)
     if outputs.grid:
@@ -226,6 +233,8 @@ def _write(explanations: Sequence[Explanation], outputs: Outputs, colormap: str 
 
 def _report(explanation: Explanation, arguments: Namespace) -> list[str]:
     """Say in words what was found."""
+    from pellucid.region_explanation import RegionExplanation
+
     lines, top = [], explanation.top
     if top:
         rows = [("probability", "class", "label")]
@@ -240,6 +249,8 @@ def _report(explanation: Explanation, arguments: Namespace) -> list[str]:
     reason = f": {explanation.layer_reason}" if explanation.layer_reason else ""
     if layers:
         lines.append(item("layer", ", ".join(layers) + reason))
+    if isinstance(explanation, RegionExplanation):
+        lines.append(item("found by", "; ".join(explanation.summary())))
     lines += [item("note", in_options(note), "yellow") for note in explanation.notes]
     return lines
 
@@ -257,7 +268,7 @@ def _document(
     entries = [
         {"path": path, "file": str(file), **explanation.to_dict()}
         for path, explanation, file in zip(
-            arguments.images, explanations, outputs.files, strict=True
+            arguments.images, explanations, outputs.files, strict=False
         )
     ]
     files = [str(file) for file in (*outputs.files, outputs.grid) if file]

@@ -8,6 +8,7 @@ each image, an array over the output (a linear functional), a function from the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any, Literal
 
 import numpy as np
@@ -90,8 +91,24 @@ class Objective:
         if not self.logits:
             self(self.model.run(x, self.fetch))
 
-    def score(self, values: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
-        """Return the score of each image, `(N,)`, and the cotangents at the logits."""
+    def score(
+        self, values: Mapping[str, Array], image: int | None = None
+    ) -> tuple[Array, dict[str, Array]]:
+        """Return the score of each row, `(N,)`, and the cotangents at the logits.
+
+        Parameters
+        ----------
+        values : the logits by name.
+        image : number of the image that all rows are variants of; None: row i is image i.
+        """
+        if image is not None:
+            rows = len(values[self.fetch[0]])
+            alike = copy(self)
+            alike._fixed = {
+                name: ([classes[image]] * rows, [signs[image]] * rows)
+                for name, (classes, signs) in self._fixed.items()
+            }
+            return alike.score(values)
         total: Array = np.zeros(len(values[self.fetch[0]]), np.float32)
         cotangents: dict[str, Array] = {}
         for port, part in self._parts:

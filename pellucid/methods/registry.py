@@ -9,6 +9,7 @@ from typing import Any
 
 from pellucid.errors import MethodError, nearest
 from pellucid.methods import cam, gradient, guided_cam
+from pellucid.methods.perturbation import lime
 
 __all__ = ["METHODS", "Method", "method_named"]
 
@@ -24,6 +25,7 @@ class Method:
     layer : whether it looks at layers; it then takes their names after the objective.
     pixels : whether it gives `(N, C, *spatial)` over the input; otherwise one map per layer.
     signed : whether the sign of a pixel's value means for or against the target.
+    perturbs : whether it asks for predictions of perturbed copies; it then takes a `Subject`.
     like : the libraries whose numbers it can give.
     """
 
@@ -32,6 +34,7 @@ class Method:
     layer: bool = False
     pixels: bool = True
     signed: bool = False
+    perturbs: bool = False
     like: tuple[str, ...] = ("paper", "captum")
 
     @property
@@ -74,6 +77,10 @@ def _cam(name: str, function: Callable[..., Any], *like: str) -> Method:
     return Method(name, function, layer=True, pixels=False, like=("paper", *like))
 
 
+def _asking(name: str, function: Callable[..., Any], *like: str) -> Method:
+    return Method(name, function, pixels=False, perturbs=True, like=("paper", *like))
+
+
 METHODS = {
     method.name: method
     for method in (
@@ -89,5 +96,6 @@ METHODS = {
         Method("integrated-gradients", gradient.integrated_gradients, signed=True),
         Method("smoothgrad", gradient.smoothgrad, like=("paper",)),
         Method("guided-grad-cam", guided_cam.guided_grad_cam, layer=True, like=("paper",)),
+        _asking("lime", lime.lime, "lime"),
     )
 }
