@@ -52,7 +52,8 @@ def explain(
     method : `"grad-cam"`, `"grad-cam++"`, `"xgrad-cam"`, `"hires-cam"`, `"layer-cam"`;
         `"saliency"`, `"input-x-gradient"`, `"guided-backprop"`, `"deconvnet"`,
         `"integrated-gradients"`, `"smoothgrad"`; `"guided-grad-cam"`. By predictions alone:
-        `"lime"`.
+        `"lime"`, `"kernel-shap"`, `"shapley-sampling"`, `"rise"`, `"occlusion"`,
+        `"hierarchical-occlusion"`, `"sobol"`; and `"meaningful-perturbation"`.
     target : class index, label, a list of those (one per image), None for the top class of each
         image, an array over the output, or a function from the output to `(score, cotangent)`.
         A mapping `{"output:1": target}` chooses among several outputs.

@@ -142,11 +142,17 @@ def region_fields(
 
 
 def _scaled(values: Array, signed: bool) -> Array:
-    """Scale to [-1, 1] by the largest magnitude, or to [0, 1] from the smallest to the largest."""
+    """Scale to [-1, 1] by the largest magnitude, or to [0, 1] from the smallest to the largest.
+
+    In signed maps over pixels a few far above all others would leave the rest pale, so that the
+    scale there is the 99.5th percentile.
+    """
     if not signed:
         low, high = float(values.min()), float(values.max())
         return np.asarray((values - low) / ((high - low) or 1), np.float32)
-    return np.asarray(values / (np.abs(values).max() or 1), np.float32)
+    size = np.abs(values)
+    largest = float(size.max() if values.ndim < 2 else np.percentile(size, 99.5) or size.max())
+    return np.asarray(np.clip(values / (largest or 1), -1, 1), np.float32)
 
 
 def _on_picture(labels: NDArray[np.int32], prepared: Prepared, index: int) -> NDArray[np.int32]:

@@ -151,7 +151,8 @@ class RegionExplanation(Explanation):
         if self.certainty is not None and top:
             told.append(f"the top {top} regions are the top {top} with {_surely(self.certainty)}")
         if self.rank_stability is not None:
-            told.append(f"rank correlation with another seed about {self.rank_stability:.2f}")
+            kind = "correlation" if self.weights is None else "rank correlation"
+            told.append(f"{kind} with another seed about {self.rank_stability:.2f}")
         if self.r2 is not None:
             told.append(f"the weights explain {self.r2:.0%} of the score's changes")
         return told

@@ -44,7 +44,8 @@ examples:
 _METHODS = (
     "grad-cam (the default), grad-cam++, xgrad-cam, hires-cam, layer-cam; saliency, "
     "input-x-gradient, guided-backprop, deconvnet, integrated-gradients, smoothgrad; "
-    "guided-grad-cam; lime"
+    "guided-grad-cam; lime, kernel-shap, shapley-sampling, rise, occlusion, "
+    "hierarchical-occlusion, sobol, meaningful-perturbation"
 )
 
 

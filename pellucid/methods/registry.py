@@ -9,7 +9,7 @@ from typing import Any
 
 from pellucid.errors import MethodError, nearest
 from pellucid.methods import cam, gradient, guided_cam
-from pellucid.methods.perturbation import lime
+from pellucid.methods.perturbation import lime, meaningful, occlusion, rise, shapley, sobol
 
 __all__ = ["METHODS", "Method", "method_named"]
 
@@ -97,5 +97,12 @@ METHODS = {
         Method("smoothgrad", gradient.smoothgrad, like=("paper",)),
         Method("guided-grad-cam", guided_cam.guided_grad_cam, layer=True, like=("paper",)),
         _asking("lime", lime.lime, "lime"),
+        _asking("kernel-shap", shapley.kernel_shap),
+        _asking("shapley-sampling", shapley.shapley_sampling),
+        _asking("rise", rise.rise),
+        _asking("occlusion", occlusion.occlusion),
+        _asking("hierarchical-occlusion", occlusion.hierarchical_occlusion),
+        _asking("sobol", sobol.sobol),
+        _asking("meaningful-perturbation", meaningful.meaningful_perturbation),
     )
 }

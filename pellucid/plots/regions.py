@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-from pellucid.plots.colours import SIGNED, Picture, colormap_named, colour_bar, overlay
+from pellucid.plots.colours import Picture, colormap_named, colour_bar, overlay
 from pellucid.plots.panels import aspect_ratio, show
 from pellucid.plots.sheet import (
     BAR,
@@ -82,24 +82,30 @@ def region_figure(
     x = MARGIN
     kept = explanation.ranking("positive")[:top]
     if image is not None:
-        words = f"The {len(kept)} regions that speak most for it" if kept else "No region does"
+        most = "speak most for it" if explanation.signed else "matter most to it"
+        words = f"The {len(kept)} regions that {most}" if kept else "No region speaks for it"
         write(sheet, x, y - caption, wrapped(words, width, SMALL, 1), SMALL)
         show(place(sheet, x, y, width, height), kept_regions(image, segments, kept))
         x += width + GAP
     largest = float(np.abs(weights).max())
     write(sheet, x, y - caption, wrapped("Weight of every region", width, SMALL, 1), SMALL)
     axes = place(sheet, x, y, width, height)
-    mixed = overlay(image, explanation.heatmap, colormap=colormap, alpha=alpha, signed=True)
+    mixed = overlay(
+        image, explanation.heatmap, colormap=colormap, alpha=alpha, signed=explanation.signed
+    )
     mixed = np.where(boundaries(segments)[..., None], (mixed // 2) + 96, mixed).astype(np.uint8)
     show(axes, mixed)
     ranking = explanation.ranking()[:_BARS]
     _number(axes, segments, ranking)
     bar = place(sheet, x + width + 0.08, y, BAR, height)
-    colour_bar(bar, colormap, signed=True)
-    bar.set_yticks([0, 0.5, 1], labels=[_number_text(-largest), "0", _number_text(largest)])
+    signed = explanation.signed
+    colour_bar(bar, colormap, signed=signed)
+    lowest = -largest if signed else float(weights.min())
+    middle = "0" if signed else _number_text((lowest + largest) / 2)
+    bar.set_yticks([0, 0.5, 1], labels=[_number_text(lowest), middle, _number_text(largest)])
     left = x + width + BAR_ROOM
-    unit = "logit" if explanation.space == "logit" else "probability"
-    words = f"The {len(ranking)} largest weights ({unit})"
+    words = f"The {len(ranking)} largest weights"
+    words += f" ({explanation.space})" if explanation.signed else ""
     write(sheet, left + 0.3, y - caption, wrapped(words, _CHART - 0.3, SMALL, 1), SMALL)
     _chart(place(sheet, left + 0.3, y, _CHART - 0.42, height), explanation, ranking, colormap)
     return sheet
@@ -150,7 +156,9 @@ def _chart(
     assert explanation.weights is not None
     values = explanation.weights[ranking]
     largest = np.abs(explanation.weights).max() or 1
-    colours = colormap_named(colormap or SIGNED, signed=True)(0.5 + values / largest / 2)
+    lowest = -largest if explanation.signed else explanation.weights.min()
+    heat = (values - lowest) / ((largest - lowest) or 1)
+    colours = colormap_named(colormap, explanation.signed)(heat)
     places = np.arange(len(ranking))
     errors = explanation.standard_errors
     axes.barh(

@@ -8,6 +8,7 @@ docs/lime.md.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,11 @@ from pellucid.methods.perturbation.sampling import (
     paired_masks,
 )
 from pellucid.methods.perturbation.segments import COUNT
+from pellucid.methods.perturbation.settling import Settling, finding_of, settled_fit, stream
 from pellucid.methods.perturbation.subject import Subject
-from pellucid.methods.perturbation.threads import one_thread
 
 __all__ = ["lime", "lime_of_package"]
 
-_BLOCK = 25  # pairs that are drawn together, so that a longer run begins with a shorter one
-_CHECKS = (100, 150, 200, 300, 400, 600, 800)
 _ADDITIVE = 1e-4  # share of the variance below which the linear model leaves nothing to model
 
 
@@ -89,42 +88,22 @@ def lime(
     Ribeiro et al., "Why Should I Trust You?", KDD 2016, 1602.04938. Direct sampling: Tan et al.,
     GLIME, NeurIPS 2023, 2311.15722. A stopping rule: Zhou et al., S-LIME, KDD 2021, 2106.07875.
     """
-    if not 0 < confidence < 1:
-        raise MethodError(f"confidence={confidence!r} must lie between 0 and 1.")
-    for name, number in (("num_samples", num_samples), ("budget", budget)):
-        if number is not None and (not isinstance(number, int) or number < 4):
-            raise MethodError(f"{name}={number!r} must be a whole number, 4 or more.")
-    if not isinstance(top_segments, int) or top_segments < 1:
-        raise MethodError(f"top_segments={top_segments!r} must be a whole number, 1 or more.")
+    rule = Settling(num_samples, budget, confidence, top_segments, tolerance)
     labels, compose = subject.hidden_segments(segments, num_segments, segment_options, replacement)
     locality = Locality(int(labels.max()) + 1, kernel_width)
-    fixed = num_samples is not None
-    surrogate = not fixed if surrogate is None else surrogate
-    masks: Masks = np.zeros((0, locality.count), bool)
-    scores: Numbers = np.zeros(0)
-    fit, certainty, stability, settled = None, 0.0, 0.0, False
-    for size in _sizes(num_samples, budget, locality.count):
-        new = _drawn(locality, subject.seed, len(masks), size)
-        answered = subject.scores(new, compose)
-        whole = len(answered) // 2 * 2
-        masks = np.concatenate((masks, new[:whole]))
-        scores = np.concatenate((scores, answered[:whole]))
-        if len(masks) < 4:
-            raise KeyboardInterrupt
-        fit = _fitted(masks, scores, locality, surrogate)
-        certainty, stability = top_certainty(fit, top_segments, tolerance)
-        settled = not fixed and certainty >= confidence
-        if settled or subject.interrupted:
-            break
-    assert fit is not None
-    return _finding(
-        labels,
-        fit,
-        certainty=certainty,
-        rank_stability=stability,
-        settled=None if fixed else settled,
-        facts={"samples": len(masks), "top_segments": min(top_segments, locality.count)},
-    )
+    modelled = num_samples is None if surrogate is None else surrogate
+
+    def fit(masks: Masks, scores: Numbers) -> Fit:
+        weights = locality.pair_weights(masks)
+        linear = ridge(masks, scores, weights, groups=2)
+        if not modelled or linear.r2 > 1 - _ADDITIVE or not scores.std():
+            return linear
+        kriging = Kriging.fitted(masks, scores, linear.weights)
+        return projected(kriging, masks, scores, locality, weights)
+
+    masks_of = stream(partial(paired_masks, locality), subject.seed)
+    found, also = settled_fit(subject, compose, locality.count, masks_of, fit, rule)
+    return finding_of(labels, found, **also)
 
 
 def lime_of_package(
@@ -157,52 +136,12 @@ def lime_of_package(
         raise KeyboardInterrupt
     fit = ridge(masks, scores, locality.weights(masks), alpha=1.0)
     certainty, stability = top_certainty(fit, top_segments, tolerance)
-    return _finding(
+    return finding_of(
         labels,
         fit,
         certainty=certainty,
         rank_stability=stability,
         facts={"samples": len(masks), "top_segments": min(top_segments, locality.count)},
-    )
-
-
-def _sizes(num_samples: int | None, budget: int, count: int) -> list[int]:
-    """How many masks there are when the answer is looked at."""
-    if num_samples is not None:
-        return [num_samples // 2 * 2]
-    return [size for size in _CHECKS if 2 * count <= size < budget] + [budget // 2 * 2]
-
-
-def _drawn(locality: Locality, seed: int, start: int, stop: int) -> Masks:
-    """Masks number `start` to `stop` of the stream that a seed stands for."""
-    first = start // (2 * _BLOCK)
-    blocks = [
-        paired_masks(locality, _BLOCK, np.random.default_rng([seed, block]))
-        for block in range(first, -(-stop // (2 * _BLOCK)))
-    ]
-    return np.concatenate(blocks)[start - 2 * _BLOCK * first : stop - 2 * _BLOCK * first]
-
-
-def _fitted(masks: Masks, scores: Numbers, locality: Locality, surrogate: bool) -> Fit:
-    weights = locality.pair_weights(masks)
-    with one_thread():
-        linear = ridge(masks, scores, weights, groups=2)
-        if not surrogate or linear.r2 > 1 - _ADDITIVE or not scores.std():
-            return linear
-        kriging = Kriging.fitted(masks, scores, linear.weights)
-        return projected(kriging, masks, scores, locality, weights)
-
-
-def _finding(labels: Labels, fit: Fit, **also: Any) -> Finding:
-    return Finding(
-        attribution=np.asarray(fit.weights[labels], np.float32),
-        segments=labels,
-        weights=fit.weights,
-        intercept=fit.intercept,
-        r2=fit.r2,
-        local_prediction=fit.intercept + float(fit.weights.sum()),
-        standard_errors=fit.standard_errors,
-        **also,
     )
 
 

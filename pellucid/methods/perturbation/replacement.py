@@ -33,7 +33,8 @@ def replacement(
     image : `(C, *spatial)`, as the network takes it.
     how : `"mean"`, of each superpixel, or of the image where there are none; `"blur"`, by a tenth
         of the image's extent; `"inpaint"`, the smoothest surface that continues what surrounds
-        each superpixel; `"noise"`, of the image's own mean and deviation; or what `given` takes.
+        each superpixel; `"noise"`, of the image's own mean and deviation; `"zero"`, in the
+        network's own input; or what `given` takes.
     segments : `(*spatial)`, or None.
     seed : of the noise.
     given : makes `(C, *spatial)` of a colour or another image.
@@ -52,6 +53,8 @@ def replacement(
     if how == "blur":
         sigma = (0, *(_BLUR * size for size in image.shape[1:]))
         return np.asarray(gaussian_filter(image, sigma), np.float32)
+    if how == "zero":
+        return np.zeros_like(image)
     if how == "noise":
         axes = tuple(range(1, image.ndim))
         drawn = np.random.default_rng(seed).standard_normal(image.shape, np.float32)
@@ -100,4 +103,4 @@ def _inpainted(image: Array, segments: Labels) -> Array:
     return np.asarray(solved.reshape(image.shape), np.float32)
 
 
-REPLACEMENTS = ("mean", "blur", "inpaint", "noise")
+REPLACEMENTS = ("mean", "blur", "inpaint", "noise", "zero")

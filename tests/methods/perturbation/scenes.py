@@ -13,7 +13,7 @@ def image(channels: int = 3, seed: int = 0) -> np.ndarray:
     """Draw an image whose superpixels have a mean of zero and a mark of one."""
     pixels = np.random.default_rng(seed).normal(0, 0.1, (*SEGMENTS.shape, channels))
     for k in range(12):
-        inside = SEGMENTS == k
+        inside = k == SEGMENTS
         pixels[inside] -= pixels[inside].mean(axis=0)
     pixels[::4, ::4] = 1  # hidden behind zero, a mark is gone
     return pixels.astype(np.float32)

@@ -51,7 +51,7 @@ def test_replacements():
 
     means = replacement(image, "mean", SEGMENTS, 0, never)
     for k in range(12):
-        inside = SEGMENTS == k
+        inside = k == SEGMENTS
         expected = image[:, inside].mean(axis=1, keepdims=True)
         np.testing.assert_allclose(means[:, inside], np.repeat(expected, 16, 1), atol=1e-6)
     whole = replacement(image, "mean", None, 0, never)

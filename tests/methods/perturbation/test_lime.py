@@ -48,7 +48,7 @@ def test_the_package_s_ridge_is_the_ridge():
     found = pellucid.explain(
         network(crossed), image(), "lime", like="lime", num_samples=80, seed=5, **OPTIONS
     )
-    state = np.random.RandomState(5)  # noqa: NPY002
+    state = np.random.RandomState(5)
     state.randint(0, high=1000)
     masks = state.randint(0, 2, 80 * 12).reshape(80, 12).astype(float)
     masks[0] = 1
@@ -224,7 +224,7 @@ def test_one_superpixel_is_refused():
 
 
 def test_nan_predictions_are_refused():
-    with pytest.raises(MethodError, match="NaN or infinity for .* perturbed"):
+    with pytest.raises(MethodError, match=r"NaN or infinity for .* perturbed"):
         pellucid.explain(
             network(lambda z: np.where(z.all(axis=1), 1, np.nan)), image(), "lime", **OPTIONS
         )
