@@ -114,8 +114,9 @@ def rise(
         number = counts[half].sum()
         mean = totals[half].sum() / number
         found: Numbers = weighed[half].sum(axis=0) - mean * shown[half].sum(axis=0)
-        found *= 1 / (number * keep)
-        return found + mean
+        found /= number * keep
+        found += mean
+        return found
 
     halves = [map_of(slice(0, 1)), map_of(slice(1, 2))] if counts.all() else []
     return Finding(

@@ -28,7 +28,7 @@ from pellucid.methods.perturbation.progress import Bar, no_bar
 from pellucid.methods.perturbation.replacement import replacement
 from pellucid.methods.perturbation.segments import segmented
 
-__all__ = ["MEMORY", "Source", "Subject"]
+__all__ = ["MEMORY", "Source", "Subject", "forget"]
 
 MEMORY = 512 * 2**20
 
@@ -59,6 +59,12 @@ class Source:
     picture: NDArray[Any]
     prepare: Callable[[NDArray[Any]], Array]
     pixelwise: bool
+
+
+def forget() -> None:
+    """Drop the predictions and superpixels that are kept for the next question."""
+    _answers.clear()
+    _segments.clear()
 
 
 class Subject:
