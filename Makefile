@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+NODE := tests/node/node_modules/installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt
 
 .PHONY: demo test lint types contracts tests bench clean
@@ -23,7 +24,7 @@ contracts: $(INSTALLED)
 	$(BIN)/lint-imports --no-logo
 
 # Two workers with one computing thread each; a test file stays in one worker.
-tests: $(INSTALLED)
+tests: $(INSTALLED) $(NODE)
 	OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --durations=25
 
 bench: $(INSTALLED)
@@ -36,5 +37,10 @@ $(INSTALLED): pyproject.toml $(wildcard requirements/*.txt)
 	$(PIP) --no-deps -r requirements/without-dependencies.txt
 	touch $@
 
+# onnxruntime for JavaScript, with its library in the package; without npm its test is skipped.
+$(NODE): tests/node/package.json
+	-npm install --prefix tests/node --ignore-scripts --no-audit --no-fund --no-package-lock --silent \
+		&& touch $@
+
 clean:
-	rm -rf .venv demo build *.egg-info
+	rm -rf .venv demo build tests/node/node_modules *.egg-info

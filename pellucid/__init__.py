@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from pellucid.explainer import explain as explain
     from pellucid.explanation import Explanation as Explanation
     from pellucid.images import Preprocess as Preprocess
+    from pellucid.methods.targets import Contrast as Contrast
+    from pellucid.methods.targets import Counterfactual as Counterfactual
+    from pellucid.methods.targets import Detection as Detection
+    from pellucid.methods.targets import Region as Region
 
     compile = compile_explainer  # noqa: A001
 
@@ -28,8 +32,12 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Adapter": "pellucid.adapters.base",
+    "Contrast": "pellucid.methods.targets",
+    "Counterfactual": "pellucid.methods.targets",
+    "Detection": "pellucid.methods.targets",
     "Explanation": "pellucid.explanation",
     "Preprocess": "pellucid.images",
+    "Region": "pellucid.methods.targets",
     "compile": "pellucid.compiling",
     "explain": "pellucid.explainer",
     "load": "pellucid.adapters.load",

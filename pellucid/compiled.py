@@ -18,7 +18,6 @@ from pellucid.explanation import Explanation, replacing
 from pellucid.images import Preprocess, prepare, resize_map
 from pellucid.labels import find_label
 from pellucid.methods.objective import probabilities
-from pellucid.methods.registry import METHODS
 
 __all__ = ["CompiledExplainer", "load_explainer"]
 
@@ -50,8 +49,8 @@ class CompiledExplainer:
 
     Attributes
     ----------
-    facts : what the file says of itself: model, model_sha256, method, layer, target, options,
-        labels, preprocess, and the names of its outputs.
+    facts : what the file says of itself: model, model_sha256, framework, method, layer, target,
+        space, options, labels, preprocess, and the names of its outputs.
     """
 
     def __init__(self, model: onnx.ModelProto, *, source: str = "") -> None:
@@ -74,7 +73,10 @@ class CompiledExplainer:
 
     @cached_property
     def _adapter(self) -> OnnxAdapter:
-        return OnnxAdapter(self.model, labels=self.facts["labels"], source=self.source)
+        layouts = {tensor: tuple(order) for tensor, order in self.facts["layouts"].items()}
+        return OnnxAdapter(
+            self.model, labels=self.facts["labels"], source=self.source, layouts=layouts
+        )
 
     @cached_property
     def _ports(self) -> tuple[Port, ...]:
@@ -99,7 +101,7 @@ class CompiledExplainer:
         batch = [feeds.get(port.name, indices) for port in self._adapter.inputs]
         names = self.facts["names"]
         output = next(p.name for p in self._adapter.outputs if p.own_name == self.facts["output"])
-        values = self._adapter._run(tuple(batch), (output, *names.values()))
+        values = self._adapter._run(tuple(batch), (output, *names.values()), {})
         seconds = time.perf_counter() - began
         found = {name: values[own] for name, own in names.items()}
         predicted = self._predicted(values[output])
@@ -146,7 +148,7 @@ class CompiledExplainer:
             heatmap = np.maximum(found["attribution"][index], 0)
             heatmap = heatmap / max(heatmap.max(), np.finfo(np.float32).tiny)
         by_class, labels = predicted[index], self.facts["labels"]
-        signed = METHODS[self.facts["method"]].signed
+        signed, layer = self.facts["signed"], self.facts["layer"]
         if prepared.pictures[index] is None:
             drawn = resize_map(heatmap, prepared.batch[0].shape[2:])
         else:
@@ -166,12 +168,13 @@ class CompiledExplainer:
             probability=float(by_class[target]) if target < len(by_class) else None,
             target=target,
             label=label(target),
-            layer=self.facts["layer"],
+            layer=tuple(layer) if isinstance(layer, list) else layer,
+            space=self.facts["space"],
             options=self.facts["options"],
             provenance={
                 "model": self.facts["model"],
                 "model_sha256": self.facts["model_sha256"],
-                "framework": "onnx",
+                "framework": self.facts["framework"],
                 "versions": {"pellucid": __version__, **self._adapter.versions},
                 "engine": "compiled",
                 "seed": self.facts["seed"],

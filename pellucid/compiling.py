@@ -7,7 +7,7 @@ standard ONNX operators, so any runtime of any language executes it, with no Pyt
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,32 +15,30 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes import common as passes
 
-from pellucid.adapters.base import Port, Rectifier
 from pellucid.adapters.onnx.adapter import OnnxAdapter
+from pellucid.adapters.onnx.exported import exported
+from pellucid.compilation import FORWARD_CAMS, GRADIENT_CAMS, Compilation
 from pellucid.compiled import CompiledExplainer
-from pellucid.errors import InputError, LayerError, MethodError, UnsupportedError, nearest
+from pellucid.errors import InputError, MethodError, UnsupportedError, nearest
 from pellucid.explainer import adapter_of
-from pellucid.graph import explanations as formula
-from pellucid.graph.gradient import differentiate, walk
-from pellucid.graph.prepare import fold, infer, prepare
-from pellucid.graph.tape import Tape
 from pellucid.labels import find_label
-from pellucid.methods.layer_choice import as_grid, choose_layer
-from pellucid.methods.registry import METHODS
+from pellucid.methods.layer_choice import choose_layer
+from pellucid.methods.objective import Space
 
-__all__ = ["COMPILED", "compile_explainer"]
+__all__ = ["CAMS", "COMPILED", "DEFAULTS", "compile_explainer"]
 
 Target = int | str | Literal["argmax", "input"]
-CAMS = ("grad-cam", "xgrad-cam", "hires-cam", "layer-cam")
+CAMS = (*GRADIENT_CAMS, *FORWARD_CAMS)
+SIGNED = ("input-x-gradient", "integrated-gradients")
 COMPILED = (*CAMS, "saliency", "input-x-gradient", "guided-backprop", "deconvnet",
             "integrated-gradients", "smoothgrad", "guided-grad-cam")  # fmt: skip
-_OPTIONS = {"smoothgrad": ("samples", "noise"), "integrated-gradients": ("steps",)}
-_RULES: dict[str, Rectifier] = {
-    "guided-backprop": "guided",
-    "guided-grad-cam": "guided",
-    "deconvnet": "deconv",
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "smoothgrad": {"samples": 25, "noise": 0.15},
+    "integrated-gradients": {"steps": 50, "baseline": "zero"},
+    "recipro-cam": {"fuse": "mean"},
+    "guided-grad-cam": {"fuse": "mean"},
+    **{cam: {"relu": True, "fuse": "mean"} for cam in (*GRADIENT_CAMS, "eigen-cam")},
 }
 
 
@@ -48,9 +46,10 @@ def compile_explainer(
     model: Any,
     method: str = "grad-cam",
     *,
-    layer: str | None = None,
+    layer: str | Sequence[str] | None = None,
     target: Target = "argmax",
     size: Sequence[int] | None = None,
+    space: Space = "logit",
     seed: int = 0,
     **options: Any,
 ) -> CompiledExplainer:
@@ -58,29 +57,34 @@ def compile_explainer(
 
     Parameters
     ----------
-    model : an `.onnx` file, an `onnx.ModelProto`, or what `pellucid.load` returned for one.
-    method : `"grad-cam"`, `"xgrad-cam"`, `"hires-cam"`, `"layer-cam"`, `"saliency"`,
+    model : what `pellucid.load` takes, or what it returned. PyTorch and Keras models go through
+        their ONNX export, and keep their layers' names.
+    method : `"grad-cam"`, `"grad-cam++"`, `"xgrad-cam"`, `"hires-cam"`, `"layer-cam"`;
+        `"eigen-cam"`, `"recipro-cam"`, which need no gradients; `"saliency"`,
         `"input-x-gradient"`, `"guided-backprop"`, `"deconvnet"`, `"integrated-gradients"`,
-        `"smoothgrad"`, `"guided-grad-cam"`; they give what `explain` gives.
-    layer : the layer of a class activation map; None takes the one that `explain` takes.
+        `"smoothgrad"`, `"guided-grad-cam"`. They give what `explain` gives.
+    layer : the layer or layers of a class activation map; None takes the one that `explain` takes.
     target : `"argmax"`, the top class of each image; `"input"`, a second input `class_index`
         of one index, or one per image; or a class index or label, fixed in the file.
     size : `(H, W)` of the heatmap; None is the size of the model's input.
+    space : `"logit"` explains the score before a final softmax or sigmoid, `"probability"` after.
     seed : governs the noise of SmoothGrad, which lies in the file.
-    options : SmoothGrad: `samples` (25), `noise` (0.15, as a share of the image's range).
-        Integrated gradients: `steps` (50, of Gauss and Legendre's quadrature).
+    options : Class activation maps: `relu` (True), `fuse` ("mean" or "max" of several layers).
+        SmoothGrad: `samples` (25), `noise` (0.15, as a share of the image's range).
+        Integrated gradients: `steps` (50, of Gauss and Legendre's quadrature), `baseline`
+        ("zero", "mean", "blurred", or an array of the shape of an image, channels first).
 
     Returns
     -------
     explainer : call it with images, or save it with `save("cam.onnx")`. The graph's outputs are
         the model's own and `heatmap` `(N, H, W)` in [0, 1], `attribution` (raw: `(N, *grid)`
         for class activation maps, `(N, C, H, W)` for the others), `target` `(N,)` and `score`
-        `(N,)`, the logit that is explained.
+        `(N,)`, the logit or probability that is explained.
 
     Raises
     ------
     MethodError : no such method or option.
-    UnsupportedError : the model is no ONNX file, or an operator of it has no derivative.
+    UnsupportedError : the model has no ONNX form, or an operator of it has no derivative.
 
     Example
     -------
@@ -88,11 +92,20 @@ def compile_explainer(
     """
     adapter = _onnx(model)
     chosen = _checked(method, options)
+    if space not in ("logit", "probability"):
+        raise InputError(f"space={space!r} is unknown: 'logit' or 'probability'.")
+    layers: tuple[str, ...] = ()
     if method in CAMS or method == "guided-grad-cam":
-        layer = layer or choose_layer(adapter).name
+        named = choose_layer(adapter).name if layer is None else layer
+        layers = (named,) if isinstance(named, str) else tuple(dict.fromkeys(named))
+        if not layers:
+            raise MethodError("layer= is an empty list: name at least one, or leave it out.")
     elif layer is not None:
         raise MethodError(f"{method} explains the input itself: leave layer= out.")
-    plan = _Plan(adapter, method, layer, _resolved(adapter, target), size, seed, chosen)
+    plan = Compilation(
+        adapter, method, layers, _resolved(adapter, target), size, seed, space, method in SIGNED,
+        chosen,
+    )  # fmt: skip
     proto = ir.to_proto(plan.write())
     _only_standard(proto)
     _describe(proto, plan)
@@ -100,226 +113,30 @@ def compile_explainer(
     return CompiledExplainer(proto)
 
 
-class _Plan:
-    """One compilation: the network's graph, the tape, and what is written on it."""
-
-    def __init__(
-        self,
-        adapter: OnnxAdapter,
-        method: str,
-        layer: str | None,
-        target: int | Literal["argmax", "input"],
-        size: Sequence[int] | None,
-        seed: int,
-        options: dict[str, Any],
-    ) -> None:
-        self.adapter, self.method, self.layer, self.target = adapter, method, layer, target
-        self.size, self.seed, self.options = size, seed, options
-        self.port, self.output = _picture(adapter), adapter.outputs[0]
-        self.logits = adapter.tensor(self.output.logits)
-        self.outputs = [port.own_name for port in adapter.outputs]
-        tensors = [*self.outputs, self.logits, self.port.own_name]
-        self.part = adapter.part(tensors + ([adapter.tensor(layer)] if layer else []))
-        self.model = prepare(self.part)
-        self.graph = self.model.graph
-        self.values = ir.convenience.create_value_mapping(self.graph)
-        self.t = Tape(self.graph, prefix="pellucid/")
-        self.rank = len(self.port.shape)
-
-    def write(self) -> ir.Model:
-        """Write the explanation beside the network."""
-        t, logits = self.t, self.values[self.logits]
-        t.dtype = logits.dtype or ir.DataType.FLOAT
-        if t.dtype != ir.DataType.FLOAT:
-            raise UnsupportedError("Only models that compute in float32 can be compiled.")
-        axis = self.output.class_axis
-        classes, extra = self._classes(logits, axis)
-        self.hot = formula.one_hot(t, logits, classes, axis)
-        positions = list(range(1, t.rank(logits)))
-        score = t.ReduceSum(t.Mul(self.hot, logits), positions, keepdims=0)
-        if self.method in CAMS:
-            attribution, shown, rank = self._cam()
-            drawn = formula.heatmap(t, shown, rank, self._extent())
-        else:
-            attribution, signed = self._pixels(), METHODS[self.method].signed
-            drawn = formula.pixel_heatmap(t, attribution, self.rank, self._extent(), signed)
-        named = {"heatmap": drawn, "attribution": attribution, "target": classes, "score": score}
-        self._finish(named, extra)
-        return self.model
-
-    def _classes(self, logits: ir.Value, axis: int) -> tuple[ir.Value, list[ir.Value]]:
-        t = self.t
-        if self.target == "argmax":
-            return formula.top_class(t, logits, axis), []
-        batch = t.Shape(logits, start=0, end=1)
-        if self.target == "input":
-            kind, shape = ir.TensorType(ir.DataType.INT64), ir.Shape(["classes"])
-            given = ir.Value(name="class_index", type=kind, shape=shape)
-            return t.Expand(given, batch), [given]
-        return t.Expand(t.constant(np.asarray([self.target], np.int64)), batch), []
-
-    def _pulled(self, name: str, relu: Rectifier = "exact") -> ir.Value:
-        """Return the gradient of the score at a tensor."""
-        wanted = self.values[name]
-        found = walk(self.t, self.graph, {self.values[self.logits]: self.hot}, [wanted], relu)
-        if wanted not in found:
-            raise LayerError(
-                f"The score does not depend on {self.layer or name!r}: name another with layer=."
-            )
-        self.t.dtype = ir.DataType.FLOAT
-        return found[wanted]
-
-    def _cam(self) -> tuple[ir.Value, ir.Value, int]:
-        """Return the map as it is given, `(N, *grid)`, with a channel axis, and its rank."""
-        t = self.t
-        assert self.layer is not None
-        name = self.adapter.tensor(self.layer)
-        activation, gradient, grid = self.values[name], self._pulled(name), self._token_grid()
-        if grid:
-            activation, gradient = (formula.on_grid(t, v, grid) for v in (activation, gradient))
-        rank = 2 + len(grid) if grid else t.rank(activation)
-        kind = "grad-cam" if self.method == "guided-grad-cam" else self.method
-        cam = t.Relu(formula.class_activation(t, activation, gradient, rank, kind))
-        return t.Squeeze(cam, [1]), cam, rank
-
-    def _token_grid(self) -> tuple[int, ...]:
-        """Return the grid of a token layer, empty for spatial layers; refuse what has none."""
-        assert self.layer is not None
-        layer = self.adapter.layer(self.layer)
-        probe = np.zeros([1, *(size or 1 for size in layer.shape[1:])], np.float32)
-        (view,) = as_grid(self.adapter, self.layer, probe)
-        return view.shape[2:] if layer.layout == "tokens" else ()
-
-    def _pixels(self) -> ir.Value:
-        """Return the attribution of every input value, `(N, C, *spatial)`."""
-        t, x = self.t, self.values[self.port.own_name]
-        if self.method == "smoothgrad":
-            result = self._smooth(x)
-        elif self.method == "integrated-gradients":
-            result = self._integrated(x)
-        else:
-            result = self._pulled(self.port.own_name, _RULES.get(self.method, "exact"))
-            if self.method == "input-x-gradient":
-                result = t.Mul(x, result)
-            elif self.method == "saliency":
-                result = t.Abs(result)
-        if self.port.to_own:
-            order = [int(axis) for axis in np.argsort(self.port.to_own)]
-            result = t.Transpose(result, perm=order)
-        if self.method == "guided-grad-cam":
-            _, cam, rank = self._cam()
-            result = t.Mul(result, formula.resized(t, cam, rank, self._input_extent()))
-        return result
-
-    def _smooth(self, x: ir.Value) -> ir.Value:
-        """Average the gradient's magnitude over noisy copies (Smilkov et al., 1706.03825)."""
-        count, shape = self.options["samples"], self.port.shape[1:]
-        if None in shape:
-            raise UnsupportedError(
-                "SmoothGrad's noise lies in the file, so the model's input needs a fixed size: "
-                f"it is {shape}. Export the model with that size."
-            )
-        t, rng = self.t, np.random.default_rng(self.seed)
-        size = (count, *(side or 1 for side in shape))
-        drawn = np.float32(self.options["noise"]) * rng.standard_normal(size, np.float32)
-        noise = np.stack([self.port.own_layout(one[None])[0] for one in drawn])
-        axes = list(range(1, self.rank))
-        spread = t.Sub(t.ReduceMax(x, axes, keepdims=1), t.ReduceMin(x, axes, keepdims=1))
-
-        def point(inner: Tape, x: ir.Value, index: ir.Value) -> ir.Value:
-            return inner.Add(x, inner.Mul(inner.Gather(noise, index, axis=0), spread))
-
-        return self._averaged(x, np.full(count, 1 / count, np.float32), point, absolute=True)
-
-    def _integrated(self, x: ir.Value) -> ir.Value:
-        """Integrate the gradient along the line from the baseline (Sundararajan, 1703.01365)."""
-        t = self.t
-        nodes, weights = np.polynomial.legendre.leggauss(self.options["steps"])
-        alphas = ((nodes + 1) / 2).astype(np.float32)
-
-        def point(inner: Tape, x: ir.Value, index: ir.Value) -> ir.Value:
-            return inner.Mul(x, inner.Gather(alphas, index, axis=0))  # from zero
-
-        return t.Mul(x, self._averaged(x, (weights / 2).astype(np.float32), point))
-
-    def _averaged(
-        self,
-        x: ir.Value,
-        weights: Any,
-        point: Callable[[Tape, ir.Value, ir.Value], ir.Value],
-        absolute: bool = False,
-    ) -> ir.Value:
-        gradient = differentiate(self.part, [self.logits], [self.port.own_name], fetch=()).model
-        given = self.values | {f"seed/{self.logits}": self.hot}
-        return formula.average_over_points(
-            self.t, self.graph, gradient, given, x, weights, point, absolute
-        )
-
-    def _extent(self) -> ir.Value:
-        if self.size is None:
-            return self._input_extent()
-        return self.t.constant(np.asarray(self.size, np.int64))
-
-    def _input_extent(self) -> ir.Value:
-        """Return the spatial size of the input, `(2,)` for pictures."""
-        t, x = self.t, self.values[self.port.own_name]
-        sizes = [t.size(x, self.port.to_own.index(axis) if self.port.to_own else axis)
-                 for axis in range(2, self.rank)]  # fmt: skip
-        return t.Concat(*sizes, axis=0)
-
-    def _finish(self, named: dict[str, ir.Value], extra: list[ir.Value]) -> None:
-        taken = {*self.values, *(value.name for value in extra)}
-        results = [self.values[name] for name in self.outputs]
-        batch = (self.values[self.outputs[0]].shape or ir.Shape(["batch"]))[0]
-        drawn = tuple(self.size or self.port.shape[2:])
-        grid = self.adapter.layer(self.layer).grid if self.method in CAMS and self.layer else ()
-        if self.method in CAMS and not grid:
-            grid = self._token_grid()
-        extents = {"heatmap": drawn, "attribution": grid or self.port.shape[1:]}
-        self.names = {}
-        for name, value in named.items():
-            self.names[name] = own = name if name not in taken else f"pellucid/{name}"
-            kind = ir.DataType.INT64 if name == "target" else ir.DataType.FLOAT
-            shape = ir.Shape([batch, *extents.get(name, ())])
-            result = ir.Value(name=own, type=ir.TensorType(kind), shape=shape)
-            self.t.op("Identity", [value], output=result, name=f"pellucid/output/{name}")
-            results.append(result)
-        self.graph.extend(self.t.nodes)
-        for constant in self.t.initializers:
-            self.graph.register_initializer(constant)
-        self.graph.inputs.extend(extra)
-        self.graph.outputs.clear()
-        self.graph.outputs.extend(results)
-        passes.RemoveUnusedNodesPass()(self.model)
-        fold(self.model)
-        infer(self.model)
-
-
 # ---- what is asked for ------------------------------------------------------------------------
 
 
 def _onnx(model: Any) -> OnnxAdapter:
-    adapter = OnnxAdapter(model) if isinstance(model, onnx.ModelProto) else adapter_of(model)
-    if not isinstance(adapter, OnnxAdapter):
-        raise UnsupportedError(
-            f"This version compiles ONNX files, and {adapter.source or 'this model'} is a "
-            f"{adapter.framework} model: export it to ONNX and compile that file."
-        )
-    return adapter
+    if isinstance(model, onnx.ModelProto):
+        return OnnxAdapter(model)
+    return exported(adapter_of(model))
 
 
 def _checked(method: str, options: dict[str, Any]) -> dict[str, Any]:
     if method not in COMPILED:
         raise MethodError(f"There is no method {method!r} to compile. {nearest(method, COMPILED)}")
-    known = _OPTIONS.get(method, ())
+    known = DEFAULTS.get(method, {})
     for name in options:
         if name not in known:
             raise MethodError(f"A compiled {method} has no option {name!r}. {nearest(name, known)}")
-    defaults = METHODS[method].parameters
-    chosen = {name: options.get(name, defaults[name]) for name in known}
+    chosen = known | options
     for name in ("samples", "steps"):
         if name in chosen and not (isinstance(chosen[name], int) and chosen[name] > 0):
             raise MethodError(f"{name}={chosen[name]!r} must be a whole number above 0.")
+    if not isinstance(chosen.get("relu", True), bool):
+        raise MethodError(f"relu={chosen['relu']!r}: True or False is wanted.")
+    if chosen.get("fuse", "mean") not in ("mean", "max"):
+        raise MethodError(f"fuse={chosen['fuse']!r} is unknown: 'mean' or 'max'.")
     return chosen
 
 
@@ -336,18 +153,6 @@ def _resolved(adapter: OnnxAdapter, target: Target) -> int | Literal["argmax", "
     if count is not None and not -count <= target < count:
         raise InputError(f"The target {target} is out of range: the model has {count} classes.")
     return target % count if count is not None else target
-
-
-def _picture(adapter: OnnxAdapter) -> Port:
-    """Return the input that is explained: the first with a spatial grid."""
-    ports = [port for port in adapter.inputs if len(port.shape) >= 3]
-    if not ports:
-        raise UnsupportedError("The model has no input with a spatial grid to draw a map on.")
-    if not ports[0].dtype.startswith("float32"):
-        raise UnsupportedError(
-            f"The model takes {ports[0].dtype}; only float32 inputs can be compiled."
-        )
-    return ports[0]
 
 
 # ---- the file ---------------------------------------------------------------------------------
@@ -372,7 +177,7 @@ def _only_standard(proto: onnx.ModelProto) -> None:
     proto.opset_import.extend(standard)
 
 
-def _describe(proto: onnx.ModelProto, plan: _Plan) -> None:
+def _describe(proto: onnx.ModelProto, plan: Compilation) -> None:
     """Write down what the file explains, and how pictures become its input."""
     from pellucid import __version__
 
@@ -384,18 +189,26 @@ def _describe(proto: onnx.ModelProto, plan: _Plan) -> None:
         "model": Path(adapter.source).name if adapter.source else "",
         "model_sha256": adapter.fingerprint,
         "method": plan.method,
-        "layer": plan.layer,
+        "layer": plan.layers[0] if len(plan.layers) == 1 else plan.layers or None,
         "target": plan.target,
-        "options": plan.options,
+        "options": {name: _readable(value) for name, value in plan.options.items()},
+        "space": plan.space,
+        "signed": plan.signed,
         "seed": plan.seed,
         "labels": list(adapter.labels) if adapter.labels is not None else None,
         "preprocess": preprocess,
         "input": plan.port.own_name,
         "output": plan.output.own_name,
         "activation": plan.output.activation,
+        "framework": adapter.framework,
         "names": plan.names,
+        "layouts": {p.own_name: p.to_own for p in (*adapter.inputs, *adapter.outputs)},
     }
     del proto.metadata_props[:]
     for name, value in described.items():
         proto.metadata_props.add(key=f"pellucid.{name}", value=json.dumps(value))
     proto.producer_name, proto.producer_version = "pellucid", __version__
+
+
+def _readable(option: Any) -> Any:
+    return f"array {option.shape}" if isinstance(option, np.ndarray) else option

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pellucid.adapters.base import Adapter, Array
+from pellucid.adapters.engine import Engine, engine_for
 from pellucid.adapters.load import load
 from pellucid.errors import MethodError, nearest
 from pellucid.explanation import Explanation
@@ -39,6 +40,7 @@ def explain(
     like: str | None = None,
     seed: int = 0,
     top: int = 5,
+    engine: Engine | None = None,
     **options: Any,
 ) -> Explanation | list[Explanation]:
     """Explain what a network sees in images.
@@ -49,20 +51,28 @@ def explain(
     images : a path, a PIL image, an `(H, W)` or `(H, W, C)` integer array, or a list of those:
         they go through the model's preprocessing. Or a float batch in the model's own layout,
         taken as already preprocessed.
-    method : `"grad-cam"`, `"grad-cam++"`, `"xgrad-cam"`, `"hires-cam"`, `"layer-cam"`;
+    method : `"grad-cam"`, `"grad-cam++"`, `"xgrad-cam"`, `"hires-cam"`, `"layer-cam"`,
+        `"eigen-cam"`, `"eigengrad-cam"`, `"score-cam"`, `"ablation-cam"`, `"recipro-cam"`,
+        `"layer-conductance"`;
         `"saliency"`, `"input-x-gradient"`, `"guided-backprop"`, `"deconvnet"`,
         `"integrated-gradients"`, `"smoothgrad"`; `"guided-grad-cam"`. By predictions alone:
         `"lime"`, `"kernel-shap"`, `"shapley-sampling"`, `"rise"`, `"occlusion"`,
         `"hierarchical-occlusion"`, `"sobol"`; and `"meaningful-perturbation"`.
-    target : class index, label, a list of those (one per image), None for the top class of each
-        image, an array over the output, or a function from the output to `(score, cotangent)`.
-        A mapping `{"output:1": target}` chooses among several outputs.
+    target : class index, label, None for the top class of each image; `pellucid.Contrast("cat",
+        "dog")` for one class rather than another, `Counterfactual`, `Region`, `Detection`; a list
+        of those (one per image); an array over the output, or a function from the output to
+        `(score, cotangent)`. A mapping `{"output:1": target}` chooses among several outputs.
     layer : name of the layer or layers to look at; None picks one and says why.
     space : `"logit"` explains the score before a final softmax or sigmoid, `"probability"` after.
     like : `"captum"`, `"pytorch-grad-cam"`, `"tf-keras-vis"`: the array that this library gives;
         None and `"paper"`: the paper's definition.
     seed : governs all randomness of the call.
     top : how many predictions the explanation lists.
+    engine : what computes. `"native"`: the model's own framework, the reference. `"onnx"`:
+        onnxruntime, on the model's ONNX export, which is made if need be and kept. `"auto"`:
+        onnxruntime if an export is at hand and agrees with the framework, see
+        `pellucid.adapters.engine`. ONNX files are always computed by onnxruntime. None:
+        `"native"`, but `"auto"` for the methods that ask for many predictions.
     options : of the method, see `pellucid.methods`. Class activation maps: `relu` (True);
         `fuse`, how several layers become one map (`"mean"` or `"max"`).
 
@@ -82,20 +92,26 @@ def explain(
     """
     began = time.perf_counter()
     adapter = adapter_of(model)
+    prepared: Prepared
     found = method_named(method)
     if found.perturbs:
         _check_like(found, like)
         if layer is not None:
             raise MethodError(f"{method} explains the input itself: leave layer= out.")
         asking = Asking.of(found, like, options, seed)
-        return _by_perturbation(adapter, images, target, space, asking, top, began)
+        prepared = adapter.prepare(images)
+        by_default: Engine = "native" if like or adapter.framework == "function" else "auto"
+        adapter, chosen = engine_for(adapter, engine or by_default)
+        return _by_perturbation(adapter, prepared, target, space, asking, top, began, chosen)
     style = _style(found, like, options.get("fuse"))
     keywords = found.checked(options, () if found.pixels else ("fuse",))
     if "seed" in found.parameters:
         keywords["seed"] = seed
     if like is not None and "relu" in found.parameters:
         keywords = {"relu": style.relu, **keywords}
-    prepared: Prepared = adapter.prepare(images)
+    keywords = {**found.like.get(like or "paper", {}), **keywords}
+    prepared = adapter.prepare(images)
+    adapter, chosen = engine_for(adapter, engine or "native")
     objective = Objective(adapter, target, space)
     layers, reason = _layers(adapter, style, layer) if found.layer else ((), None)
     if not found.layer and layer is not None:
@@ -110,7 +126,10 @@ def explain(
         "layer": layers[0] if len(layers) == 1 else layers or None,
         "layer_reason": reason,
         "options": {"like": like, **options} if like else options,
-        "provenance": _provenance(adapter, prepared, seed, seconds),
+        "provenance": {
+            **_provenance(adapter, prepared, seed, seconds),
+            **({"engine_reason": chosen} if chosen else {}),
+        },
     }
     by_class = _class_probabilities(objective)
     explanations = [
@@ -141,6 +160,8 @@ def adapter_of(model: Any) -> Adapter:
 def _class_probabilities(objective: Objective) -> Array:
     """Return the probability of each class, `(N, K)`; dense outputs are averaged."""
     port = objective.port
+    if not objective.classifies:
+        return np.zeros((len(objective.scores), 0), np.float32)
     logits = objective.logits[port.logits]
     values = probabilities(logits[:, None] if logits.ndim == 1 else logits, port)
     positions = tuple(a for a in range(1, values.ndim) if a != port.class_axis)
@@ -168,18 +189,18 @@ def _check_like(method: Method, like: str | None) -> None:
 
 def _by_perturbation(
     adapter: Adapter,
-    images: Any,
+    prepared: Prepared,
     target: Any,
     space: Space,
     asking: Asking,
     top: int,
     began: float,
+    chosen: str,
 ) -> Explanation | list[Explanation]:
     """Explain images by a method that asks for predictions, one after the other.
 
     Ctrl-C ends the image at hand with what is known of it, and leaves those after it out.
     """
-    prepared = images if isinstance(images, Prepared) else adapter.prepare(images)
     objective = Objective(adapter, target, space)
     objective.settle(prepared.batch)
     by_class = _class_probabilities(objective)
@@ -195,7 +216,7 @@ def _by_perturbation(
                 single=True,
             )
             now = time.perf_counter()
-            made = _by_perturbation(adapter, alone, other, space, asking, top, now)
+            made = _by_perturbation(adapter, alone, other, space, asking, top, now, chosen)
             assert isinstance(made, RegionExplanation)
             return made
 
@@ -215,7 +236,10 @@ def _by_perturbation(
                 method=asking.method.name,
                 space=space,
                 options={"like": asking.like, **options} if asking.like else options,
-                provenance=_provenance(adapter, prepared, asking.seed, seconds),
+                provenance={
+                    **_provenance(adapter, prepared, asking.seed, seconds),
+                    **({"engine_reason": chosen} if chosen else {}),
+                },
                 another=another,
                 **_answer(adapter, objective, index, by_class[index], top),
                 **fields,
@@ -244,13 +268,16 @@ def _answer(
 ) -> dict[str, Any]:
     """Return what the network says of one image, for its Explanation."""
     target = objective.indices[index] if objective.indices else None
+    template, classes = objective.wording[index] if objective.wording else ("{}", ())
     best = [int(i) for i in np.argsort(-by_class, kind="stable")[:top]]
-    labels = {i: _label(adapter, i, len(by_class)) for i in (*best, target) if i is not None}
+    labels = {i: _label(adapter, i, len(by_class)) for i in (*best, *classes)}
+    plain = template == "{}" and objective.classifies
+    label = template.format(*(labels[i] or f"class {i}" for i in classes)) if not plain else None
     return {
         "target": target,
-        "label": None if target is None else labels[target],
+        "label": label if target is None or not plain else labels[target],
         "score": float(objective.scores[index]),
-        "probability": None if target is None else float(by_class[target]),
+        "probability": float(by_class[target]) if plain and target is not None else None,
         "top": tuple((i, labels[i], float(by_class[i])) for i in best),
     }
 
@@ -332,7 +359,7 @@ def _provenance(adapter: Adapter, prepared: Prepared, seed: int, seconds: float)
         "model_sha256": adapter.fingerprint,
         "framework": adapter.framework,
         "versions": {"pellucid": __version__, "numpy": np.__version__, **adapter.versions},
-        "engine": "native",
+        "engine": adapter.engine,
         "preprocessing": "given as a batch" if preprocess is None else described,
         "seed": seed,
         "seconds": round(seconds, 4),

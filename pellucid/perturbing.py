@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from pellucid.adapters.base import Adapter, Array
 from pellucid.errors import InputError, MethodError
 from pellucid.images import Prepared, Preprocess, resize_map
+from pellucid.methods.batching import MEMORY
 from pellucid.methods.objective import Objective
 from pellucid.methods.perturbation.details import Finding
 from pellucid.methods.perturbation.lime import lime_of_package
 from pellucid.methods.perturbation.progress import progress_bar
-from pellucid.methods.perturbation.subject import MEMORY, Source, Subject
+from pellucid.methods.perturbation.subject import Source, Subject
 from pellucid.methods.registry import Method
 
 __all__ = ["COMMON", "Asking", "asked", "region_fields"]

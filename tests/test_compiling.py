@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from functools import cache
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 import pellucid
 from pellucid.cli import main
-from pellucid.compiling import CAMS, COMPILED
+from pellucid.compiling import CAMS, COMPILED, DEFAULTS, SIGNED
 from pellucid.errors import (
     InputError,
     LayerError,
@@ -25,8 +26,10 @@ from pellucid.errors import (
 from pellucid.images import resize_map
 from pellucid.methods.layer_choice import as_grid, choose_layer
 from pellucid.methods.objective import Objective
+from pellucid.methods.registry import METHODS
 from tests.adapters.test_onnx import batch, network
 from tests.adapters.test_onnx_gradients import matches, onnx_adapter, torch_adapter
+from tests.graph.networks import adapter
 from tests.twins import TWINS
 
 NAMES = ["conv1d", "conv3d", "nested_shared", "plain", "residual", "separable", "vit"]
@@ -82,6 +85,14 @@ def by_hand(name: str, method: str, x: tuple[np.ndarray, ...]) -> np.ndarray:
         values, gradients = model.pullback(x, objective, [at], fetch=[*objective.fetch, at])
         a, g = as_grid(model, at, values[at], gradients[at])
         positions = tuple(range(2, a.ndim))
+        if kind == "eigen-cam":
+            return np.maximum(np.stack([projected(one) for one in a]), 0)
+        if kind == "recipro-cam":
+            return neighbourhood_scores(name, at, values[at], a.shape[2:], objective, x)
+        if kind == "grad-cam++":
+            under = 2 * g**2 + a.sum(positions, keepdims=True) * g**3
+            alpha = np.divide(g**2, under, out=np.zeros_like(g), where=np.abs(under) > 1e-12)
+            g = (alpha * np.maximum(g, 0)).sum(positions, keepdims=True)
         if kind == "grad-cam":
             g = g.mean(positions, keepdims=True)
         elif kind == "layer-cam":
@@ -116,6 +127,46 @@ def by_hand(name: str, method: str, x: tuple[np.ndarray, ...]) -> np.ndarray:
     return x[0] * sum(w / 2 * gradient(x[0] * a) for a, w in zip(points, weights, strict=True))
 
 
+def projected(a: np.ndarray) -> np.ndarray:
+    """Eigen-CAM of one image's `(C, *grid)` by a plain SVD, its sign by correlation."""
+    matrix = a.reshape(len(a), -1).T.astype(np.float64)  # (P, C)
+    _, _, rows = np.linalg.svd(matrix, full_matrices=False)
+    found = matrix @ rows[0]
+    sign = np.sign(np.corrcoef(found, matrix.mean(1))[0, 1])
+    return (sign * found).reshape(a.shape[1:]).astype(np.float32)
+
+
+def neighbourhood_scores(name, layer, own, grid, objective, x):
+    """Recipro-CAM by one run of the PyTorch network for each position, the layer hooked."""
+    import torch
+
+    network, scores = TWINS[name].torch(), np.zeros((len(own), *grid), np.float32)
+    if hasattr(network, "softmax"):
+        network.softmax = torch.nn.Identity()  # so that it gives its logits
+    base, _, call = layer.partition(":")
+    module, cells, calls = network.get_submodule(base), int(np.prod(grid)), Counter()
+    for position in np.ndindex(*grid):
+        mask = np.ones(())
+        for at, size in zip(position, grid, strict=True):
+            near = np.maximum(0.5 - 0.25 * np.abs(np.arange(size) - at), 0)
+            mask = np.multiply.outer(mask, near)
+        if name == "vit":  # (N, T, C), and the class token is kept
+            mask = np.concatenate([np.ones(own.shape[1] - cells), mask.reshape(-1)])[:, None]
+        masked = torch.tensor(np.asarray(own * mask, np.float32))
+
+        def replace(_module, _inputs, output, masked=masked):
+            calls["all"] += 1
+            return masked if calls["all"] == int(call or 0) + 1 else output
+
+        calls.clear()
+        hook = module.register_forward_hook(replace)
+        with torch.no_grad():
+            values = network(*map(torch.tensor, x))
+        hook.remove()
+        scores[(slice(None), *position)] = values.numpy()[np.arange(len(own)), objective.indices]
+    return scores - scores.min(axis=tuple(range(1, scores.ndim)), keepdims=True)
+
+
 @pytest.mark.parametrize("method", COMPILED)
 @pytest.mark.parametrize("name", ["conv3d", "plain", "vit"])
 def test_the_attribution_is_the_formulas_over_pytorchs_gradients(name, method):
@@ -126,7 +177,7 @@ def test_the_attribution_is_the_formulas_over_pytorchs_gradients(name, method):
     assert np.abs(ours - theirs).max() <= TOLERANCE * np.abs(ours).max()
 
 
-@pytest.mark.parametrize("method", COMPILED)
+@pytest.mark.parametrize("method", [method for method in COMPILED if method in METHODS])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_compiled_explanation_is_what_explain_gives(name, method):
     x = TWINS[name].inputs(1)
@@ -196,6 +247,98 @@ def test_averages_share_the_weights_with_the_network_and_do_not_repeat_them():
     )
     assert many - few < 1000  # the steps are a loop
     assert few < 1.6 * once
+
+
+def test_defaults_and_signs_are_those_of_the_methods():
+    for name in (name for name in COMPILED if name in METHODS):
+        known = METHODS[name].parameters
+        for option, default in DEFAULTS.get(name, {}).items():
+            assert option == "fuse" or known[option] == default
+        assert METHODS[name].signed == (name in SIGNED)
+
+
+# ---- models of the frameworks -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras", "tf_keras"])
+@pytest.mark.parametrize("method", ["grad-cam", "grad-cam++", "recipro-cam", "guided-backprop"])
+def test_a_model_of_a_framework_is_compiled_under_its_own_names(framework, method, tmp_path):
+    model, x = adapter("residual", framework), TWINS["residual"].inputs(3)[0]
+    where = {"layer": TWINS["residual"].matched["stage.block1"]} if method in CAMS else {}
+    if framework == "torch" and where:
+        where = {"layer": "stage.block1"}
+    explainer = pellucid.compile(model, method, **where)
+    assert explainer.facts["model_sha256"] == model.fingerprint
+    assert explainer.facts["framework"] == model.framework
+    explainer = pellucid.load_explainer(explainer.save(tmp_path / "e.onnx"))
+    own = model.inputs[0].own_layout(x)
+    found = explainer(own)
+    if method == "recipro-cam":
+        expected = pellucid.compile(TWINS["residual"].onnx(False), method, layer=block(x))(x)
+    else:
+        expected = pellucid.explain(model, own, method, **where)
+    for one, other in zip(expected, found, strict=True):
+        assert (one.target, other.layer) == (other.target, where.get("layer"))
+        assert other.score == pytest.approx(one.score, rel=1e-5)
+        scale = np.abs(one.attribution).max()
+        np.testing.assert_allclose(other.attribution, one.attribution, atol=TOLERANCE * scale)
+        np.testing.assert_allclose(other.heatmap, one.heatmap, atol=1e-4)
+
+
+def block(x):
+    """The layer of the exported file that holds what PyTorch's `stage.block1` gives."""
+    return matches("residual", False)["stage.block1"]
+
+
+def test_several_layers_are_fused_as_explain_does():
+    model, x = adapter("residual", "torch"), TWINS["residual"].inputs(3)[0]
+    layers = ["block1", "stage.block1", "stage.block2"]
+    for fuse in ("mean", "max"):
+        expected = pellucid.explain(model, x, layer=layers, fuse=fuse)
+        found = pellucid.compile(model, layer=layers, fuse=fuse)(x)
+        for one, other in zip(expected, found, strict=True):
+            assert one.layer == other.layer == tuple(layers)
+            np.testing.assert_allclose(other.attribution, one.attribution, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["residual", "conv1d", "plain"])  # softmax, sigmoid, neither
+@pytest.mark.parametrize("method", ["grad-cam", "saliency", "integrated-gradients", "recipro-cam"])
+def test_probabilities_are_explained_too(name, method):
+    model, x = adapter(name, "torch"), TWINS[name].inputs(2)[0]
+    found = pellucid.compile(model, method, space="probability", target=1)(x)
+    if method in METHODS:
+        expected = pellucid.explain(model, x, method, space="probability", target=1)
+        for one, other in zip(expected, found, strict=True):
+            scale = np.abs(one.attribution).max()
+            np.testing.assert_allclose(other.attribution, one.attribution, atol=TOLERANCE * scale)
+    for one in found:
+        assert one.space == "probability"
+        assert one.score == pytest.approx(one.probability, rel=1e-5)
+
+
+@pytest.mark.parametrize("baseline", ["mean", "blurred", "array"])
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_integrated_gradients_begin_where_they_are_told(framework, baseline):
+    model, x = adapter("residual", framework), TWINS["residual"].inputs(2)[0]
+    given = TWINS["residual"].inputs(1, seed=5)[0][0] if baseline == "array" else baseline
+    own = model.inputs[0].own_layout(x)
+    options = {"baseline": given, "steps": 8}
+    expected = pellucid.explain(model, own, "integrated-gradients", **options)
+    found = pellucid.compile(model, "integrated-gradients", **options)(own)
+    for one, other in zip(expected, found, strict=True):
+        scale = np.abs(one.attribution).max()
+        np.testing.assert_allclose(other.attribution, one.attribution, atol=TOLERANCE * scale)
+
+
+@pytest.mark.parametrize("method", COMPILED)
+def test_a_network_in_half_precision_is_compiled(method):
+    x = batch(2)
+    half = pellucid.compile(network(element=onnx.TensorProto.FLOAT16), method, target=2)(x)
+    full = pellucid.compile(network(), method, target=2)(x.astype(np.float16).astype(np.float32))
+    for one, other in zip(full, half, strict=True):
+        difference = np.linalg.norm(other.attribution - one.attribution)
+        assert difference < 1e-2 * np.linalg.norm(one.attribution)
+        assert other.score == pytest.approx(one.score, rel=1e-2, abs=1e-2)
 
 
 # ---- targets, sizes, layouts ------------------------------------------------------------------
@@ -325,8 +468,6 @@ def test_the_command_compiles(tmp_path, monkeypatch, capfd):
 
 
 def test_what_cannot_be_compiled_is_said():
-    import torch
-
     model = onnx_adapter("residual", True)
     with pytest.raises(MethodError, match="Did you mean 'saliency'"):
         pellucid.compile(model, "saliencey")
@@ -340,8 +481,18 @@ def test_what_cannot_be_compiled_is_said():
         pellucid.compile(model, layer="node_linear")
     with pytest.raises(LayerError, match="does not depend"):
         pellucid.compile(onnx_adapter("two_by_two", True), layer="node_upsample_nearest2d")
-    with pytest.raises(UnsupportedError, match="export it to ONNX"):
-        pellucid.compile(torch.nn.Conv2d(3, 2, 3).eval())
+    with pytest.raises(MethodError, match="empty list"):
+        pellucid.compile(model, layer=[])
+    with pytest.raises(MethodError, match="relu=1"):
+        pellucid.compile(model, relu=1)
+    with pytest.raises(MethodError, match="'mean' or 'max'"):
+        pellucid.compile(model, fuse="sum")
+    with pytest.raises(MethodError, match="'uniform' cannot be compiled"):
+        pellucid.compile(model, "integrated-gradients", baseline="uniform")
+    with pytest.raises(MethodError, match=r"shape \(2,\), an image \(3, 32, 32\)"):
+        pellucid.compile(model, "integrated-gradients", baseline=np.zeros(2))
+    with pytest.raises(InputError, match="space='softmax'"):
+        pellucid.compile(model, space="softmax")
 
 
 def test_an_operator_that_is_not_standard_is_named():

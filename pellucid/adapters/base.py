@@ -25,6 +25,7 @@ from pellucid.errors import InputError, LayerError, UnsupportedError, nearest
 if TYPE_CHECKING:
     from pellucid.graph.form import OnnxForm
     from pellucid.graph.layers import LayerGraph
+    from pellucid.graph.survey import Survey
     from pellucid.images import Prepared, Preprocessing
 from pellucid.labels import load_labels
 
@@ -37,6 +38,9 @@ __all__ = [
     "Port",
     "Rectifier",
     "Seed",
+    "fits",
+    "misfit",
+    "normalised_moments",
     "numbered",
 ]
 
@@ -45,6 +49,17 @@ Batch = Array | Sequence[Array] | Mapping[str, Array]
 Rectifier = Literal["exact", "guided", "deconv"]
 Layout = Literal["spatial", "tokens", "features"]
 Seed = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+
+
+def normalised_moments(
+    variance: Any, epsilon: float, gamma: Any = None, beta: Any = None
+) -> tuple[Array, Array]:
+    """Return mean and deviation of what a batch normalisation gives on its training data."""
+    spread = np.asarray(variance, np.float64)
+    scale = np.ones_like(spread) if gamma is None else np.abs(np.asarray(gamma, np.float64))
+    mean = np.zeros_like(spread) if beta is None else np.asarray(beta, np.float64)
+    deviation = scale * np.sqrt(spread / (spread + epsilon))
+    return mean.astype(np.float32), deviation.astype(np.float32)
 
 
 def numbered(name: str, index: int) -> str:
@@ -142,10 +157,13 @@ class Adapter(ABC):
     preprocess : how images become a batch, or None for the adapter's own guess.
     source : where the model came from, for messages and provenance.
     notes : what its reader was not sure of; every explanation repeats it.
+    knows_channels : whether the framework says which axis of a grid holds the channels.
     """
 
     framework: ClassVar[str]
+    engine: ClassVar[Literal["native", "onnx"]] = "native"  # what computes
     notes: tuple[str, ...] = ()
+    knows_channels: ClassVar[bool] = False
     fixed_batch: int | None = None  # the only batch size that the model takes, if it is so
 
     def __init__(self, *, labels: Any = None, preprocess: Any = None, source: str = "") -> None:
@@ -154,6 +172,8 @@ class Adapter(ABC):
         self.source = source
         self._form: tuple[tuple[str, ...], OnnxForm] | None = None
         self._graph: tuple[OnnxForm, LayerGraph] | None = None
+        self._needs_repeats: set[str] = set()  # layers around which a row is not repeated by itself
+        self._survey: tuple[OnnxForm, Survey] | None = None
 
     # ---- what an adapter gives ---------------------------------------------------------------
 
@@ -188,6 +208,17 @@ class Adapter(ABC):
         return False
 
     @property
+    def moments(self) -> Mapping[str, tuple[Array, Array]]:
+        """What batch normalisations tell of the training data: `{layer: (mean, deviation)}`.
+
+        Such a layer divides by statistics of its own training: on the images that it was trained
+        with, its output has mean beta and deviation gamma in every channel, `(C,)` each,
+        whatever network stands before it. Other images, or the same ones preprocessed in another
+        way, give others. Empty where there are no such layers.
+        """
+        return {}
+
+    @property
     def graph(self) -> LayerGraph:
         """The layer graph, read from the model's ONNX form.
 
@@ -203,17 +234,60 @@ class Adapter(ABC):
         return self._graph[1]
 
     @property
+    def survey(self) -> Survey:
+        """Where the values of every layer lie on the image, and what they see of it.
+
+        Raises
+        ------
+        UnsupportedError : the model has no ONNX form.
+        """
+        from pellucid.graph.survey import Survey
+
+        form = self.form
+        if self._survey is None or self._survey[0] is not form:
+            self._survey = (form, Survey(form))
+        return self._survey[1]
+
+    def in_form(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Return a layer's tensor in the ONNX form.
+
+        Returns
+        -------
+        tensor, to_own : its name, and the permutation of axes from those of the fetched value
+            to its own.
+
+        Raises
+        ------
+        LayerError : there is no such layer.
+        UnsupportedError : the model has no ONNX form.
+        """
+        for call in self.form.calls:
+            if call.name == name:
+                return call.outputs[0], call.to_own
+        layer = self.graph.layer(name)
+        return layer.tensor, layer.to_own
+
+    @property
     def form(self) -> OnnxForm:
         """The model's ONNX form with every layer call marked; made once, then kept on disk."""
         from pellucid.graph.cache import cached_form
 
-        key = self._form_key()
+        key = self.form_key
         if self._form is None or self._form[0] != key:
             self._form = (key, cached_form(key, self._export))
         return self._form[1]
 
-    def _form_key(self) -> tuple[str, ...]:
-        """Return all that the ONNX form follows from."""
+    @property
+    def has_form(self) -> bool:
+        """Whether the ONNX form is at hand, in memory or on disk."""
+        from pellucid.graph.cache import is_at_hand
+
+        key = self.form_key
+        return (self._form is not None and self._form[0] == key) or is_at_hand(key)
+
+    @property
+    def form_key(self) -> tuple[str, ...]:
+        """All that the ONNX form follows from."""
         versions = (f"{name} {version}" for name, version in self.versions.items())
         return (self.framework, self.fingerprint, *versions)
 
@@ -222,7 +296,9 @@ class Adapter(ABC):
         raise UnsupportedError(f"Models of {self.framework} have no layer graph.")
 
     @abstractmethod
-    def _run(self, x: tuple[Array, ...], fetch: tuple[str, ...]) -> dict[str, Array]: ...
+    def _run(
+        self, x: tuple[Array, ...], fetch: tuple[str, ...], replace: Mapping[str, Array]
+    ) -> dict[str, Array]: ...
 
     @abstractmethod
     def _pullback(
@@ -236,24 +312,69 @@ class Adapter(ABC):
 
     # ---- what everyone calls -----------------------------------------------------------------
 
-    def run(self, x: Batch, fetch: Iterable[str] = ("output",)) -> dict[str, Array]:
+    def run(
+        self,
+        x: Batch,
+        fetch: Iterable[str] = ("output",),
+        replace: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
         """Return the values of the named layers for a batch.
 
         Parameters
         ----------
         x : the batch, `(N, C, *spatial)`, or one such array per input.
         fetch : layer names.
+        replace : `{layer name: array}`; the network goes on from these values in place of the
+            layer's own. They have N rows; for a single image M rows, which are M variants of
+            it: what comes before the layers is then computed once, not M times.
 
         Raises
         ------
         LayerError : a name is unknown.
-        InputError : the batch does not fit the model's input.
+        InputError : the batch does not fit the model's input, or an array does not fit its
+            layer.
         """
         batch, names = self.batch(x), tuple(dict.fromkeys(fetch))
+        replaced = {name: np.asarray(a, np.float32) for name, a in (replace or {}).items()}
+        rows = _rows(len(batch[0]), replaced)
+        if rows > len(batch[0]) and not self.fixed_batch:
+            values = self._variants(batch, names, replaced, rows)
+            if values is not None:
+                return values
+        if rows > len(batch[0]):
+            batch = tuple(np.repeat(array, rows, axis=0) for array in batch)
         if not self.fixed_batch:
-            return self._run(batch, names)
-        parts = [self._run(part, names) for part in self._parts(batch)]
-        return _joined(parts, len(batch[0]))
+            return self._run(batch, names, replaced)
+        parts = []
+        for index, part in enumerate(self._parts(batch)):
+            piece = slice(index * self.fixed_batch, (index + 1) * self.fixed_batch)
+            own = {name: _padded(a[piece], self.fixed_batch) for name, a in replaced.items()}
+            parts.append(self._run(part, names, own))
+        return _joined(parts, rows)
+
+    def _variants(
+        self,
+        batch: tuple[Array, ...],
+        names: tuple[str, ...],
+        replaced: dict[str, Array],
+        rows: int,
+    ) -> dict[str, Array] | None:
+        """Run on one image with many variants of a layer, or return None where that fails.
+
+        Paths around the layer then meet it with a single row. Sums and products repeat such a
+        row, as they should; a concatenation refuses it, and a reshape by the row's own batch
+        size would give another number of rows than there are variants.
+        """
+        if self._needs_repeats.intersection(replaced):
+            return None
+        try:
+            values = self._run(batch, names, replaced)
+        except InputError:
+            values = {}
+        if values and all(len(value) == rows for value in values.values()):
+            return values
+        self._needs_repeats.update(replaced)
+        return None
 
     def pullback(
         self,
@@ -428,6 +549,39 @@ def _checked_cotangents(
             )
         checked[name] = array
     return checked
+
+
+def _rows(count: int, replaced: Mapping[str, Array]) -> int:
+    """Return the number of rows that a run with replaced layers has."""
+    ports = ("input", "output", "logits")
+    if port := next((name for name in replaced if name.partition(":")[0] in ports), None):
+        raise LayerError(f"{port!r} is no layer: only the values of layers can be replaced.")
+    sizes = {len(array) if array.ndim else 0 for array in replaced.values()}
+    if not sizes:
+        return count
+    if len(sizes) > 1 or 0 in sizes or (sizes != {count} and count != 1):
+        raise InputError(
+            f"The replaced layers have {', '.join(map(str, sorted(sizes)))} rows for a batch of "
+            f"{count}: give one row per image, or any number of variants of a single image."
+        )
+    return sizes.pop()
+
+
+def misfit(name: str, replacement: Array, shape: Sequence[int | None]) -> InputError:
+    """Build the error for values that do not fit the layer whose place they are to take."""
+    shown = ("N", *("any" if size is None else size for size in shape[1:]))
+    return InputError(
+        f"Layer {name!r} has values of shape ({', '.join(map(str, shown))}), channels first; those "
+        f"to replace it have shape {replacement.shape}."
+    )
+
+
+def fits(replacement: Array, shape: Sequence[int | None]) -> bool:
+    """Whether values have the shape of a layer, apart from the batch."""
+    have = replacement.shape[1:]
+    return replacement.ndim == len(shape) and all(
+        want is None or want == size for want, size in zip(shape[1:], have, strict=True)
+    )
 
 
 def _padded(array: Array, size: int, fill: float | None = None) -> Array:

@@ -9,16 +9,18 @@ from typing import Any
 
 from pellucid.errors import LoadError, first_line, nearest
 
-__all__ = ["FACTORY", "made_by", "made_if_named"]
+__all__ = ["FACTORY", "made_by", "made_if_named", "named"]
 
 FACTORY = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 _MODELS = (("torch.nn", "Module"), ("keras", "Model"), ("tf_keras", "Model"))
 
 
-def made_by(specification: str) -> Any:
-    """Import "package.module:factory" and return what it makes.
+def named(specification: str) -> Any:
+    """Import "package.module:name" and return what has that name.
 
-    A class or a function is called without arguments; anything else is taken as it is.
+    Raises
+    ------
+    LoadError : the module cannot be imported, or has no such name.
     """
     module_name, _, attribute = specification.partition(":")
     try:
@@ -33,6 +35,15 @@ def made_by(specification: str) -> Any:
             known = [n for n in dir(found) if not n.startswith("_")]
             raise LoadError(f"{module_name!r} has no {attribute!r}. {nearest(name, known)}")
         found = getattr(found, name)
+    return found
+
+
+def made_by(specification: str) -> Any:
+    """Import "package.module:factory" and return what it makes.
+
+    A class or a function is called without arguments; anything else is taken as it is.
+    """
+    found = named(specification)
     if not callable(found) or _is_model(found):
         return found
     try:

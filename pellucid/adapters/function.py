@@ -8,7 +8,7 @@ image, `(N, H, W, C)` for an `(H, W, C)` image.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
@@ -116,7 +116,11 @@ class FunctionAdapter(Adapter):
 
     # ---- values ------------------------------------------------------------------------------
 
-    def _run(self, x: tuple[Array, ...], fetch: tuple[str, ...]) -> dict[str, Array]:
+    def _run(
+        self, x: tuple[Array, ...], fetch: tuple[str, ...], replace: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        if replace:
+            self._refuse("no layers")
         for name in fetch:
             if name not in ("input", "output", "logits"):
                 raise self.unknown_layer(name)

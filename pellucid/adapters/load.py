@@ -24,7 +24,7 @@ _TORCH_SUFFIXES = (".pt2", ".pt", ".pth", ".ts", ".torchscript", ".bin", ".ckpt"
 _ARCHITECTURES = (".json", ".yaml", ".yml")
 _KERAS_SUFFIXES = (".keras", ".h5", ".hdf5", ".index", *_ARCHITECTURES)
 _KNOWN = (
-    ".onnx, .keras, .h5, .hdf5, .json or .yaml with weights=, .pt2, .pt, .pth or a SavedModel "
+    ".onnx, .keras, .h5, .hdf5, .json or .yaml with weights=, .pt2, .pt, .pth, .pb or a SavedModel "
     "folder"
 )
 
@@ -41,6 +41,8 @@ class _Options:
     architecture: Any = None
     backend: str | None = None
     replace: Mapping[str, Any] | None = None
+    inputs: Any = None
+    outputs: Any = None
 
     @property
     def given(self) -> dict[str, Any]:
@@ -58,6 +60,8 @@ def load(
     backend: str | None = None,
     custom_objects: Mapping[str, Any] | None = None,
     replace: Mapping[str, Any] | None = None,
+    inputs: Any = None,
+    outputs: str | Sequence[str] | None = None,
     allow_code: bool = False,
     device: str | None = None,
 ) -> Adapter:
@@ -68,10 +72,11 @@ def load(
     source : a live model (`torch.nn.Module`, `keras.Model`, `tf_keras.Model`,
         `onnx.ModelProto`), an adapter, any function from a batch of images to scores (for
         methods that only ask for predictions), the path of a file (`.onnx`, `.keras`, `.h5`,
-        `.hdf5`, `.pt2`, TorchScript `.pt` or `.pth`) or of a SavedModel folder, or
-        `"package.module:factory"`, which names a class or function that builds a model when it is
-        called without arguments, or the model itself. Keras files may be of any year since 2015:
-        what they say in older words is translated, and their layers keep their names.
+        `.hdf5`, `.pt2`, TorchScript `.pt` or `.pth`, a frozen TensorFlow graph `.pb`) or of a
+        SavedModel folder, or `"package.module:factory"`, which names a class or function that
+        builds a model when it is called without arguments, or the model itself. Keras files may
+        be of any year since 2015: what they say in older words is translated, and their layers
+        keep their names.
     weights : with a PyTorch module or its factory, the file of its weights: a state dict or a
         checkpoint that holds one, or `.safetensors`. With a Keras architecture (`.json`, `.yaml`,
         a Keras model or its factory), the HDF5 file of its weights.
@@ -88,6 +93,10 @@ def load(
     custom_objects : for Keras files, the custom layers and functions by name.
     replace : for Keras files, functions or layers to use in place of layers, by layer name, as
         for a Lambda whose bytecode cannot or must not run: `{"lambda_1": lambda x: x / 255}`.
+    inputs : for TensorFlow graphs (`.pb`, SavedModels without layers), the tensors that go in, by
+        name, or a mapping from names to shapes in the graph's own layout, `(None, 224, 224, 3)`,
+        where it does not say them. By default they are guessed, or those of the signature.
+    outputs : likewise the tensors that come out.
     allow_code : let the file run code of its own as it is opened (pickles, Lambda layers). Only
         for files that you trust as you trust a program.
     device : "cpu", "cuda" or "cuda:1"; None is the model's own, and for ONNX files CUDA where
@@ -114,8 +123,9 @@ def load(
     >>> model = load("model.json", weights="weights.h5", backend="theano")  # doctest: +SKIP
     """
     options = _Options(
-        labels, preprocess, custom_objects, allow_code, device, architecture, backend, replace
-    )
+        labels, preprocess, custom_objects, allow_code, device, architecture, backend, replace,
+        inputs, outputs,
+    )  # fmt: skip
     if isinstance(source, str | Path):
         if isinstance(source, str) and FACTORY.match(source):
             return _made(source, weights, options)
@@ -241,7 +251,14 @@ def _opened(path: Path, weights: str | Path | None, options: _Options) -> Adapte
                 f"{path} is a folder, but no SavedModel: it holds no saved_model.pb. Give a file "
                 f"({_KNOWN})."
             )
-        return _opened_keras(path, None, options, None)
+        return _opened_saved_model(path, options)
+    if suffix == ".pb":
+        return _opened_graph(path, options)
+    if options.inputs is not None or options.outputs is not None:
+        raise LoadError(
+            "inputs= and outputs= name the tensors of a TensorFlow graph (.pb or a SavedModel); "
+            f"{path} says its own."
+        )
     if suffix == ".onnx":
         from pellucid.adapters.onnx.adapter import OnnxAdapter
 
@@ -262,6 +279,44 @@ def _opened(path: Path, weights: str | Path | None, options: _Options) -> Adapte
         )
     kind = f"suffix {suffix!r}" if suffix else "file without a suffix"
     raise LoadError(f"{path}: a {kind} says no model format. Known are {_KNOWN}.")
+
+
+def _opened_saved_model(path: Path, options: _Options) -> Adapter:
+    """Open a SavedModel: by its layers, else as ONNX, else as one closed layer."""
+    reason: LoadError | UnsupportedError | None = None
+    if options.inputs is None and options.outputs is None:
+        try:
+            return _opened_keras(path, None, options, None)
+        except (LoadError, UnsupportedError) as error:
+            layers = not isinstance(error, UnsupportedError)
+            if (layers and options.replace) or not (layers or "no Keras layers" in str(error)):
+                raise
+            reason = error if layers else None
+    notes = () if reason is None else (f"Its layers cannot be built: {first_line(reason)}",)
+    try:
+        return _opened_graph(path, options, notes)
+    except UnsupportedError as error:
+        if options.inputs is not None or options.outputs is not None:
+            raise
+        from pellucid.adapters.keras.files import open_as_one_layer
+
+        closed = f"Only the input and the output can be explained: {first_line(error)}"
+        model = open_as_one_layer(path, options.allow_code)
+        return _from_keras(model, options, str(path), notes=(*notes, closed))
+    except LoadError as error:
+        raise (reason or error) from error
+
+
+def _opened_graph(path: Path, options: _Options, notes: Sequence[str] = ()) -> Adapter:
+    from pellucid.adapters.onnx.adapter import OnnxAdapter
+    from pellucid.adapters.tensorflow.graphs import open_graph
+
+    model, guessed = open_graph(
+        path, inputs=options.inputs, outputs=options.outputs, allow_code=options.allow_code
+    )
+    adapter = OnnxAdapter(model, device=options.device, source=str(path), **options.given)
+    adapter.notes = (*notes, *guessed)
+    return adapter
 
 
 def _opened_keras(

@@ -7,10 +7,12 @@ import os
 from argparse import Namespace
 from pathlib import Path
 
-from pellucid.cli.explain import read_options, read_target
+from pellucid.adapters.factories import FACTORY
+from pellucid.cli.explain import read_options
 from pellucid.cli.model import MODEL_HELP, add_model_options, open_model, read_preprocess
 from pellucid.cli.parser import Parser
 from pellucid.cli.quiet import talk_aside
+from pellucid.cli.target import read_name
 from pellucid.cli.terminal import item, plain
 from pellucid.errors import InputError, PellucidError
 from pellucid.labels import load_labels
@@ -20,7 +22,8 @@ __all__ = ["parser", "run"]
 _EXAMPLES = """\
 examples:
   pellucid compile model.onnx -o cam.onnx
-  pellucid compile model.onnx --method saliency --target input
+  pellucid compile model.h5 --method recipro-cam --labels classes.txt
+  pellucid compile my_network:build --weights best.pth --method saliency --target input
   pellucid compile model.onnx --method integrated-gradients --option steps=64
 
 The file takes the model's input and gives its outputs, `heatmap`, `attribution`, `target` and
@@ -40,9 +43,9 @@ def parser() -> Parser:
         "--method",
         metavar="NAME",
         default="grad-cam",
-        help="grad-cam (the default), xgrad-cam, hires-cam, layer-cam, saliency, "
-        "input-x-gradient, guided-backprop, deconvnet, integrated-gradients, smoothgrad, "
-        "guided-grad-cam",
+        help="grad-cam (the default), grad-cam++, xgrad-cam, hires-cam, layer-cam; eigen-cam, "
+        "recipro-cam; saliency, input-x-gradient, guided-backprop, deconvnet, "
+        "integrated-gradients, smoothgrad, guided-grad-cam",
     )
     parser.add_argument(
         "--target",
@@ -50,7 +53,18 @@ def parser() -> Parser:
         default="argmax",
         help="the top class (the default), a class given with each call, or one for good",
     )
-    parser.add_argument("--layer", metavar="NAME", help="where to look, see `pellucid layers`")
+    parser.add_argument(
+        "--layer",
+        metavar="NAME",
+        action="append",
+        help="where to look, see `pellucid layers`; repeat it to fuse several",
+    )
+    parser.add_argument(
+        "--space",
+        choices=("logit", "probability"),
+        default="logit",
+        help="explain the score before the final softmax or sigmoid (the default), or after",
+    )
     parser.add_argument(
         "--size", metavar="HxW", help="of the heatmap; by default that of the model's input"
     )
@@ -78,10 +92,13 @@ def run(arguments: Namespace) -> None:
     """Compile, write the file, print what it does."""
     size, options = _size(arguments.size), read_options(arguments.option)
     labels, preprocess = load_labels(arguments.labels), read_preprocess(arguments.preprocess)
-    out = Path(arguments.out or f"{Path(arguments.model).stem}-{arguments.method}.onnx")
+    named = Path(arguments.model).stem
+    if FACTORY.match(arguments.model):
+        named = arguments.model.rpartition(":")[2]
+    out = Path(arguments.out or f"{named}-{arguments.method}.onnx")
     if os.path.realpath(out.expanduser()) == os.path.realpath(Path(arguments.model).expanduser()):
         raise PellucidError(f"--out {out} would overwrite the model that this command reads.")
-    target = read_target(arguments.target)
+    target = read_name(arguments.target)
     assert target is not None  # it has a default
     with talk_aside():
         from pellucid.compiling import compile_explainer
@@ -92,6 +109,7 @@ def run(arguments: Namespace) -> None:
             layer=arguments.layer,
             target=target,
             size=size,
+            space=arguments.space,
             **options,
         )
         explainer.save(out)
@@ -102,7 +120,8 @@ def run(arguments: Namespace) -> None:
     print(item("method", facts["method"]))
     print(item("target", str(facts["target"])))
     if facts["layer"]:
-        print(item("layer", plain(facts["layer"])))
+        layers = [facts["layer"]] if isinstance(facts["layer"], str) else facts["layer"]
+        print(item("layer", plain(", ".join(layers))))
     print(item("inputs", ", ".join(plain(v.name) for v in explainer.model.graph.input)))
     print(item("outputs", ", ".join(plain(v.name) for v in explainer.model.graph.output)))
     print(item("written", plain(out), "green"))

@@ -12,6 +12,7 @@ from pellucid import __version__
 from pellucid.cli.model import MODEL_HELP, add_model_options, open_model, read_preprocess
 from pellucid.cli.parser import Parser, count
 from pellucid.cli.quiet import talk_aside
+from pellucid.cli.target import add_target_options, read_target
 from pellucid.cli.terminal import item, plain, styled, table, terminal_of_stderr
 from pellucid.cli.wording import in_options
 from pellucid.errors import MethodError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from pellucid.cli.outputs import Outputs
     from pellucid.explanation import Explanation
 
-__all__ = ["parser", "read_options", "read_target", "run"]
+__all__ = ["parser", "read_options", "run"]
 
 _EXAMPLES = """\
 examples:
@@ -35,6 +36,9 @@ examples:
     pellucid explain my_network:build cat.jpg --weights best.pth \\
         --preprocess '{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "size": [224, 224]}'
 
+  Why a cat rather than the class that comes next:
+    pellucid explain model.h5 cat.jpg --labels imagenet --target tabby --against runner-up
+
   Two layers, as vector graphics, and the numbers for a program:
     pellucid explain model.h5 cat.jpg --layer block3_pool --layer block5_pool --out cat.pdf
     pellucid explain model.h5 cat.jpg --json
@@ -42,7 +46,8 @@ examples:
 
 
 _METHODS = (
-    "grad-cam (the default), grad-cam++, xgrad-cam, hires-cam, layer-cam; saliency, "
+    "grad-cam (the default), grad-cam++, xgrad-cam, hires-cam, layer-cam, eigen-cam, "
+    "eigengrad-cam, score-cam, ablation-cam, recipro-cam, layer-conductance; saliency, "
     "input-x-gradient, guided-backprop, deconvnet, integrated-gradients, smoothgrad; "
     "guided-grad-cam; lime, kernel-shap, shapley-sampling, rise, occlusion, "
     "hierarchical-occlusion, sobol, meaningful-perturbation"
@@ -62,11 +67,7 @@ def parser() -> Parser:
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="pictures; all form one batch")
     what = parser.add_argument_group("what is explained")
     what.add_argument("--method", metavar="NAME", default="grad-cam", help=_METHODS)
-    what.add_argument(
-        "--target",
-        metavar="INDEX|LABEL",
-        help="the class, by number or by name; by default the top class of each image",
-    )
+    add_target_options(what)
     what.add_argument(
         "--layer",
         metavar="NAME",
@@ -91,6 +92,13 @@ def parser() -> Parser:
         action="append",
         default=[],
         help="an option of the method, such as relu=false or fuse=max; may be repeated",
+    )
+    what.add_argument(
+        "--engine",
+        choices=("native", "onnx", "auto"),
+        help="compute with the model's own framework (native, the default), with onnxruntime on "
+        "its ONNX export, or with onnxruntime where an export is at hand and agrees (auto, the "
+        "default of methods that ask for many predictions: lime, rise, ...)",
     )
     add_model_options(parser)
     shown = parser.add_argument_group("what is shown")
@@ -127,6 +135,7 @@ def run(arguments: Namespace) -> None:
     options = read_options(arguments.option)
     preprocess = read_preprocess(arguments.preprocess)
     labels = load_labels(arguments.labels)
+    target = read_target(arguments)
     named = (arguments.model, arguments.weights, arguments.labels, arguments.preprocess)
     inputs = [Path(name) for name in named if name]
     outputs = planned(images, arguments.method, arguments.out, inputs)
@@ -141,11 +150,12 @@ def run(arguments: Namespace) -> None:
             adapter,
             list(images),
             arguments.method,
-            target=read_target(arguments.target),
+            target=target,
             layer=arguments.layer,
             space=arguments.space,
             like=arguments.like,
             top=arguments.top,
+            engine=arguments.engine,
             **options,
         )
     _write(explanations, outputs, arguments.colormap)
@@ -168,14 +178,6 @@ def run(arguments: Namespace) -> None:
 # ---- arguments -------------------------------------------------------------------------------
 
 
-def read_target(text: str | None) -> int | str | None:
-    """Take a number as an index and anything else as a label."""
-    try:
-        return None if text is None else int(text)
-    except ValueError:
-        return text
-
-
 def read_options(given: Sequence[str]) -> dict[str, Any]:
     """Read `NAME=VALUE`; values are JSON where they can be, else text."""
     options: dict[str, Any] = {}
@@ -184,7 +186,8 @@ def read_options(given: Sequence[str]) -> dict[str, Any]:
         name = name.strip().replace("-", "_")
         if not (equals and name):
             raise MethodError(f"--option {pair!r}: expected NAME=VALUE, such as relu=false.")
-        if name in ("model", "images", "method", "target", "layer", "space", "like", "top"):
+        if name in ("model", "images", "method", "target", "layer", "space", "like", "top",
+                    "engine"):  # fmt: skip
             raise MethodError(f"{name!r} is no option of a method: give it as --{name}.")
         try:
             options[name] = json.loads(text.lower() if text in ("True", "False") else text)
@@ -252,6 +255,10 @@ def _report(explanation: Explanation, arguments: Namespace) -> list[str]:
         lines.append(item("layer", ", ".join(layers) + reason))
     if isinstance(explanation, RegionExplanation):
         lines.append(item("found by", "; ".join(explanation.summary())))
+    if arguments.engine not in (None, "native"):
+        provenance = explanation.provenance
+        said = (provenance.get(name) for name in ("engine", "engine_reason"))
+        lines.append(item("engine", ": ".join(part for part in said if part)))
     lines += [item("note", in_options(note), "yellow") for note in explanation.notes]
     return lines
 

@@ -19,13 +19,13 @@ __all__ = [
     "MODEL_HELP",
     "add_file_options",
     "add_model_options",
-    "find_code",
+    "file_options",
     "open_model",
     "read_preprocess",
 ]
 
 MODEL_HELP = (
-    "a file (.onnx .keras .h5 .hdf5 .json .yaml .pt2 .pt .pth), a SavedModel folder, or "
+    "a file (.onnx .keras .h5 .hdf5 .json .yaml .pt2 .pt .pth .pb), a SavedModel folder, or "
     "package.module:factory, which is looked for in the current folder too"
 )
 
@@ -37,8 +37,9 @@ def add_model_options(parser: Parser) -> None:
     group.add_argument(
         "--preprocess",
         metavar="PRESET|JSON",
-        help="how images become input: imagenet, caffe, tf (-1..1), 0-1, 0-255, raw; or JSON with "
-        "any of name, mean, std, size, scale, channels, fit; or a .json file that holds it",
+        help="how images become input: imagenet, caffe, tf (-1..1), 0-1, 0-255, standardise, raw; "
+        "or JSON with any of name, mean, std, size, scale, channels, fit, standardise; or a .json "
+        "file that holds it; `pellucid doctor MODEL --images FOLDER` finds it out",
     )
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1")
     group.add_argument(
@@ -65,6 +66,31 @@ def add_file_options(group: _ArgumentGroup) -> None:
         help="what wrote a file of Keras 1, which does not say it; by default it is told from the "
         "names of the weights",
     )
+    group.add_argument(
+        "--custom-objects",
+        metavar="NAME=MODULE:CLASS",
+        action="append",
+        default=[],
+        help="a class or function that a Keras file needs and does not hold, such as "
+        "Scale=my_layers:Scale; may be repeated",
+    )
+    group.add_argument(
+        "--replace",
+        metavar="LAYER=MODULE:FUNCTION",
+        action="append",
+        default=[],
+        help="a function in place of a layer of a Keras file, such as a Lambda whose code must not "
+        "or cannot run; may be repeated",
+    )
+    for name, what in (("--inputs", "go in"), ("--outputs", "come out")):
+        group.add_argument(
+            name,
+            metavar="TENSOR[=SHAPE]" if name == "--inputs" else "TENSOR",
+            action="append",
+            default=None,
+            help=f"for TensorFlow graphs (.pb, SavedModel), a tensor to {what}; by default it is "
+            "guessed; may be repeated" + (". A shape is ?x224x224x3" if name == "--inputs" else ""),
+        )
 
 
 def read_preprocess(text: str | None) -> Any:
@@ -100,9 +126,58 @@ def read_preprocess(text: str | None) -> Any:
 
 def find_code(arguments: Namespace) -> None:
     """Let a package.module:factory be found in the current folder too."""
-    named = (arguments.model, arguments.architecture or "")
+    given = (*arguments.custom_objects, *arguments.replace)
+    named = (arguments.model, arguments.architecture or "", *given)
     if any(":" in name for name in named) and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+
+
+def file_options(arguments: Namespace) -> dict[str, Any]:
+    """Return what `add_file_options` added, as keyword arguments of `pellucid.load`.
+
+    Raises
+    ------
+    PellucidError : the code that an option names cannot be imported, or a value makes no sense.
+    """
+    find_code(arguments)
+    return {
+        "weights": arguments.weights,
+        "architecture": arguments.architecture,
+        "backend": arguments.backend,
+        "custom_objects": _code("--custom-objects", arguments.custom_objects),
+        "replace": _code("--replace", arguments.replace),
+        "inputs": _tensors(arguments.inputs),
+        "outputs": arguments.outputs,
+        "allow_code": arguments.allow_code,
+    }
+
+
+def _code(option: str, given: Sequence[str]) -> dict[str, Any] | None:
+    """Import what NAME=MODULE:CLASS names."""
+    from pellucid.adapters.factories import FACTORY, named
+
+    found = {}
+    for text in given:
+        name, _, place = text.rpartition("=")
+        if not name or not FACTORY.match(place):
+            raise InputError(f"{option} {text}: expected NAME=MODULE:CLASS, Scale=my_layers:Scale.")
+        found[name] = named(place)
+    return found or None
+
+
+def _tensors(given: Sequence[str] | None) -> dict[str, Any] | None:
+    """Read TENSOR or TENSOR=?x224x224x3."""
+    if given is None:
+        return None
+    found: dict[str, Any] = {}
+    for text in given:
+        name, _, sizes = text.partition("=")
+        parts = sizes.split("x") if sizes else []
+        if not name or any(part != "?" and not part.isdecimal() for part in parts):
+            raise InputError(f"--inputs {text}: expected TENSOR or TENSOR=?x224x224x3.")
+        shape = tuple(None if part == "?" else int(part) for part in parts)
+        found[name] = shape or None
+    return found
 
 
 def open_model(
@@ -122,14 +197,10 @@ def open_model(
     """
     from pellucid.adapters.load import load
 
-    find_code(arguments)
     return load(
         arguments.model,
-        weights=arguments.weights,
-        architecture=arguments.architecture,
-        backend=arguments.backend,
         labels=labels,
         preprocess=preprocess,
-        allow_code=arguments.allow_code,
         device=arguments.device,
+        **file_options(arguments),
     )

@@ -2,5 +2,6 @@
 
 from pellucid.doctor.diagnosis import diagnose
 from pellucid.doctor.findings import Diagnosis
+from pellucid.doctor.preprocessing import PreprocessingGuess, guess_preprocessing
 
-__all__ = ["Diagnosis", "diagnose"]
+__all__ = ["Diagnosis", "PreprocessingGuess", "diagnose", "guess_preprocessing"]

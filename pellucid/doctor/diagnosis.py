@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pellucid.adapters.base import Adapter
-from pellucid.adapters.factories import made_if_named
+from pellucid.adapters.factories import FACTORY, made_if_named
 from pellucid.adapters.files import existing
 from pellucid.adapters.legacy import LegacyModel, read
 from pellucid.adapters.legacy.config import leaves
+from pellucid.adapters.legacy.tensorflow import saved_with
 from pellucid.adapters.load import load
 from pellucid.doctor import keras_file
+from pellucid.doctor.engines import behaviour, second_engine
 from pellucid.doctor.findings import Check, Diagnosis, End
+from pellucid.doctor.pictures import pictures_in
+from pellucid.doctor.preprocessing import PreprocessingGuess, guess_preprocessing
 from pellucid.doctor.reread import compare, in_file, in_model
 from pellucid.doctor.weights import examine
 from pellucid.errors import PellucidError, UnsupportedError
 
 __all__ = ["diagnose"]
 
-_OTHERS = (".onnx", ".pt2", ".pt", ".pth", ".ts", ".torchscript", ".bin", ".safetensors")
+_OTHERS = (".onnx", ".pb", ".pt2", ".pt", ".pth", ".ts", ".torchscript", ".bin", ".safetensors")
 # Translations that compute new values, so that no checksum can follow them.
 _COMPUTED = ("folded into", "CuDNN", "left out")
-_FREE = 64  # pixels along an axis whose size is open
 
 
 def diagnose(
@@ -37,14 +40,22 @@ def diagnose(
     backend: str | None = None,
     custom_objects: Mapping[str, Any] | None = None,
     replace: Mapping[str, Any] | None = None,
+    inputs: Any = None,
+    outputs: Sequence[str] | None = None,
     allow_code: bool = False,
+    labels: Any = None,
+    images: str | Path | Sequence[Any] | None = None,
+    truth: Sequence[int | str] | None = None,
 ) -> Diagnosis:
-    """Examine a model file, also one that does not open.
+    """Examine a model file, also one that does not open, or a "package.module:factory".
 
     Parameters
     ----------
-    path, weights, architecture, backend, custom_objects, replace, allow_code : as for
-        `pellucid.load`.
+    path, weights, architecture, backend, custom_objects, replace, inputs, outputs, allow_code,
+    labels : as for `pellucid.load`.
+    images : a few pictures, or a folder of them, to find the lost preprocessing by; see
+        `guess_preprocessing`. Subfolders are taken for classes.
+    truth : the classes of the images.
 
     Returns
     -------
@@ -54,6 +65,7 @@ def diagnose(
     Raises
     ------
     LoadError : there is no such file.
+    InputError : the images, or their classes, are none for this model.
 
     Examples
     --------
@@ -61,26 +73,52 @@ def diagnose(
     >>> found.producer["version"], found.opens  # doctest: +SKIP
     ('1.2.2', True)
     """
-    path = Path(path).expanduser()
+    factory = isinstance(path, str) and FACTORY.match(path)
+    specification, path = str(path), Path(path).expanduser()
     checkpoint = path.with_name(path.name + ".index").is_file()
-    path = path if checkpoint else existing(path)
+    path = path if checkpoint or factory else existing(path)
     architecture = made_if_named(architecture)
     given = {
         "weights": weights, "architecture": architecture, "backend": backend,
         "custom_objects": custom_objects, "replace": replace, "allow_code": allow_code,
+        "inputs": inputs, "outputs": outputs, "labels": labels,
     }  # fmt: skip
+    shown = _Shown(images, truth)
+    if factory:
+        return _opened(Diagnosis(specification, 0), given, None, shown)
     if path.suffix.lower() in _OTHERS:
-        return _opened(Diagnosis(str(path), _size(path)), given, None)
+        return _opened(Diagnosis(str(path), _size(path)), given, None, shown)
     found = Diagnosis(str(path), _size(path), framework="keras")
     try:
         legacy = read(path, weights, architecture, backend)
     except UnsupportedError as error:
-        producer = {"format": "SavedModel without layers"}
-        found = _opened(Diagnosis(str(path), found.size, "keras", producer), given, None)
+        producer = {
+            "library": "tensorflow", "version": saved_with(path),
+            "format": "SavedModel without layers",
+        }  # fmt: skip
+        found = _opened(Diagnosis(str(path), found.size, "keras", producer), given, None, shown)
         return found if found.opens else _with(found, problems=(str(error), *found.problems))
     except PellucidError as error:
         return _damaged(found, path, str(error))
-    return _opened(_described(found, legacy), given, legacy)
+    return _opened(_described(found, legacy), given, legacy, shown)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """The pictures to find the preprocessing by, and their classes."""
+
+    images: str | Path | Sequence[Any] | None
+    truth: Sequence[int | str] | None
+
+    def guess(self, adapter: Adapter) -> PreprocessingGuess | None:
+        """Find the preprocessing, if there are pictures."""
+        images, truth = self.images, self.truth
+        if images is None:
+            return None
+        if isinstance(images, str | Path):
+            images, named = pictures_in(Path(images).expanduser())
+            truth = truth or named
+        return guess_preprocessing(adapter, images, truth)
 
 
 def _with(found: Diagnosis, **changes: Any) -> Diagnosis:
@@ -131,7 +169,9 @@ def _described(found: Diagnosis, legacy: LegacyModel) -> Diagnosis:
     )
 
 
-def _opened(found: Diagnosis, given: Mapping[str, Any], legacy: LegacyModel | None) -> Diagnosis:
+def _opened(
+    found: Diagnosis, given: Mapping[str, Any], legacy: LegacyModel | None, shown: _Shown
+) -> Diagnosis:
     """Open the model, and describe and check what comes of it."""
     try:
         adapter = load(found.path, **given)
@@ -151,10 +191,12 @@ def _opened(found: Diagnosis, given: Mapping[str, Any], legacy: LegacyModel | No
     )  # fmt: skip
     if legacy is None:
         found = _from_adapter(found, adapter)
-    checks = [_behaviour(adapter)]
+    checks = [behaviour(adapter)]
+    if adapter.framework == "keras":
+        checks.append(second_engine(adapter))
     if legacy is not None:
         checks.insert(0, _read_twice(found, given, adapter, legacy))
-    return _with(found, checks=tuple(checks))
+    return _with(found, checks=tuple(checks), preprocessing=shown.guess(adapter))
 
 
 def _kind(shape: tuple[int | None, ...], activation: str | None) -> str:
@@ -174,28 +216,6 @@ def _read_twice(
     return compare(arrays, in_model(vars(adapter)["model"]), changed)
 
 
-def _behaviour(adapter: Adapter) -> Check:
-    """Run the model on black, white and noise: it must answer, with numbers, and differently."""
-    name = "the network answers"
-    random = np.random.default_rng(0)
-    batch = []
-    for port in adapter.inputs:
-        shape = tuple(_FREE if size is None else size for size in port.shape[1:])
-        noise = random.uniform(size=(2, *shape))
-        both = np.concatenate([np.zeros((1, *shape)), np.ones((1, *shape)), noise])
-        batch.append(both.astype(port.dtype if port.dtype.startswith("int") else np.float32))
-    names = [port.logits for port in adapter.outputs]
-    try:
-        values = adapter.run(batch, names)
-    except Exception as error:  # a size that it does not take, or an operator that fails
-        return Check(name, None, f"it was not run: {' '.join(str(error).split())[:200]}")
-    if not all(np.isfinite(value).all() for value in values.values()):
-        return Check(name, False, "some outputs are not finite numbers")
-    if all((value == value[:1]).all() for value in values.values()):
-        return Check(name, False, "black, white and noise give the same output: it is dead")
-    return Check(name, True, "black, white and noise give finite and different outputs")
-
-
 # ---- other frameworks ------------------------------------------------------------------------
 
 
@@ -206,7 +226,10 @@ def _from_adapter(found: Diagnosis, adapter: Adapter) -> Diagnosis:
     own = vars(adapter)
     if adapter.framework == "onnx":
         proto = own["model"]
-        producer |= _onnx_facts(proto)
+        if Path(found.path).suffix.lower() == ".pb":
+            producer |= {"library": "tensorflow", "format": "frozen graph"}
+        elif not producer:
+            producer |= _onnx_facts(proto)
         for name, array in _initializers(proto):
             layer, _, last = name.rpartition("." if "." in name else "/")
             arrays.setdefault(layer, {})[last] = array

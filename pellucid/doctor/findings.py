@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from pellucid.doctor.preprocessing import PreprocessingGuess
 
 __all__ = ["Check", "Custom", "Diagnosis", "End", "Finding", "State"]
 
@@ -86,6 +89,7 @@ class Diagnosis:
     state, state_reason : what its weights look like, and why.
     findings : arrays with something to say of them.
     checks : comparisons of the opened model with the file.
+    preprocessing : what it was most likely trained with, if pictures were given.
     """
 
     path: str
@@ -106,3 +110,4 @@ class Diagnosis:
     state_reason: str = ""
     findings: tuple[Finding, ...] = ()
     checks: tuple[Check, ...] = ()
+    preprocessing: PreprocessingGuess | None = None

@@ -6,28 +6,29 @@ where the graph leaves them open, the spatial sizes stay dynamic.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from pellucid.graph.placement import Placement
 from pellucid.graph.tape import Tape, dims
 
 __all__ = [
-    "average_over_points",
     "class_activation",
+    "eigen_projection",
     "heatmap",
+    "neighbourhoods",
     "on_grid",
     "one_hot",
     "pixel_heatmap",
     "resized",
+    "scaled",
     "top_class",
 ]
 
-STEP = "step/"  # the names of all values in the body of a loop begin so
+_SQUARINGS = 11  # 2048 steps of the power iteration
 
 
 def top_class(t: Tape, logits: ir.Value, axis: int) -> ir.Value:
@@ -57,11 +58,17 @@ def one_hot(t: Tape, logits: ir.Value, classes: ir.Value, axis: int) -> ir.Value
     return hot
 
 
-def on_grid(t: Tape, value: ir.Value, grid: Sequence[int]) -> ir.Value:
-    """View tokens (N, T, C), the last of which fill a grid, as (N, C, *grid)."""
-    count = math.prod(grid)
-    cells = t.Slice(value, [-count], [np.iinfo(np.int64).max], [1])
-    return t.Reshape(t.Transpose(cells, perm=[0, 2, 1]), [0, 0, *grid])
+def on_grid(t: Tape, value: ir.Value, rank: int, placement: Placement) -> ir.Value:
+    """View the values of a layer as (N, C, *grid); `rank` is that of the values."""
+    order = [0, placement.channels, *placement.positions]
+    others = [axis for axis in range(rank) if axis not in order]
+    turned = t.Transpose(value, perm=[*order, *others])
+    if placement.take is not None:
+        flat = t.Reshape(turned, [0, 0, -1])  # (N, C, T)
+        turned = t.Gather(flat, np.asarray(placement.take), axis=2)
+    elif rank == 2 + len(placement.grid):
+        return turned
+    return t.Reshape(turned, [0, 0, *placement.grid])
 
 
 def class_activation(
@@ -71,6 +78,14 @@ def class_activation(
     positions = list(range(2, rank))
     if kind == "grad-cam":
         weighed = t.Mul(t.ReduceMean(gradient, positions, keepdims=1), activation)
+    elif kind == "grad-cam++":
+        square = t.Mul(gradient, gradient)
+        total = t.ReduceSum(activation, positions, keepdims=1)
+        under = t.Add(t.Mul(square, 2.0), t.Mul(t.Mul(total, square), gradient))
+        usable = t.And(t.Not(t.Equal(gradient, 0.0)), t.Greater(t.Abs(under), 1e-12))
+        alpha = t.mask(usable, t.Div(square, t.Where(usable, under, 1.0)))
+        weights = t.ReduceSum(t.Mul(alpha, t.Relu(gradient)), positions, keepdims=1)
+        weighed = t.Mul(weights, activation)
     elif kind == "xgrad-cam":
         over = t.ReduceSum(t.Mul(gradient, activation), positions, keepdims=1)
         under = t.Add(t.ReduceSum(activation, positions, keepdims=1), 1e-7)
@@ -82,12 +97,83 @@ def class_activation(
     return t.ReduceSum(weighed, [1], keepdims=1)
 
 
+def eigen_projection(t: Tape, activation: ir.Value, rank: int, cells: int | None) -> ir.Value:
+    """Project on the first right singular vector: (N, C, *grid) -> (N, 1, *grid).
+
+    As in Muhammad and Yeasin, "Eigen-CAM", 2008.00299, by power iteration: the smaller Gram
+    matrix is squared until nothing but its first eigenvector is left in it. Its sign is that with
+    which the map correlates positively with the mean of the channels.
+
+    Parameters
+    ----------
+    cells : number of positions, None where it is known at run time only.
+    """
+    flat = t.Reshape(activation, [0, 0, -1])  # (N, C, P)
+    matrix = t.Transpose(flat, perm=[0, 2, 1])
+    channels = (dims(activation) or (None, None))[1]
+    narrow = cells is not None and (not isinstance(channels, int) or cells <= channels)
+    gram = t.MatMul(matrix, flat) if narrow else t.MatMul(flat, matrix)
+    for _ in range(_SQUARINGS):
+        gram = _over_largest(t, gram)
+        gram = t.MatMul(gram, gram)
+    # of a positive semi-definite matrix the greatest element is on the diagonal, and the column of
+    # that one is not orthogonal to the eigenvector
+    size = t.Squeeze(t.Shape(gram, start=1, end=2), [0])
+    numbers = t.Unsqueeze(t.Range(0, size, 1), [0])  # (1, n)
+    rows = t.ReduceMax(gram, [2], keepdims=0)
+    here = t.Equal(numbers, t.ArgMax(rows, axis=1, keepdims=1))  # (N, n)
+    start = t.Unsqueeze(t.Cast(here, to=int(t.dtype)), [2])
+    vector = _over_length(t, t.MatMul(gram, start))  # (N, n, 1)
+    if narrow:
+        strength = t.ReduceL2(t.MatMul(flat, vector), [1], keepdims=1)
+        projected = t.Mul(vector, strength)
+    else:
+        projected = t.MatMul(matrix, vector)  # (N, P, 1)
+    mean = t.Transpose(t.ReduceMean(flat, [1], keepdims=1), perm=[0, 2, 1])
+    agreement = t.ReduceSum(t.Mul(_centred(t, projected), _centred(t, mean)), [1], keepdims=1)
+    whole = t.ReduceSum(t.Abs(projected), [1], keepdims=1)
+    bound = t.Mul(t.Mul(whole, t.ReduceMax(t.Abs(mean), [1], keepdims=1)), 1e-6)
+    flat_map = t.LessOrEqual(t.Abs(agreement), bound)
+    judged = t.Where(flat_map, t.ReduceSum(projected, [1], keepdims=1), agreement)
+    signed = t.Mul(projected, t.Where(t.Less(judged, 0.0), -1.0, 1.0))
+    shape = t.Shape(activation)
+    ends = t.Slice(shape, [2], [rank], [0])
+    return t.Reshape(signed, t.Concat(t.Slice(shape, [0], [1], [0]), [1], ends, axis=0))
+
+
+def _centred(t: Tape, rows: ir.Value) -> ir.Value:
+    return t.Sub(rows, t.ReduceMean(rows, [1], keepdims=1))
+
+
+def _over_largest(t: Tape, matrix: ir.Value) -> ir.Value:
+    largest = t.ReduceMax(t.Abs(matrix), [1, 2], keepdims=1)
+    return t.Div(matrix, t.Where(t.Greater(largest, 0.0), largest, 1.0))
+
+
+def _over_length(t: Tape, vector: ir.Value) -> ir.Value:
+    length = t.ReduceL2(vector, [1], keepdims=1)
+    return t.Div(vector, t.Where(t.Greater(length, 0.0), length, 1.0))
+
+
+def neighbourhoods(grid: Sequence[int]) -> NDArray[np.float32]:
+    """Kernel of three cells per axis around each position of a grid, (P, *grid)."""
+    masks: NDArray[np.float64] = np.ones((1, 1))
+    for n in grid:
+        near = np.eye(n) / 2 + (np.eye(n, k=1) + np.eye(n, k=-1)) / 4
+        masks = np.asarray(np.kron(masks, near), np.float64)
+    return masks.astype(np.float32).reshape(-1, *grid)
+
+
+def scaled(t: Tape, values: ir.Value, rank: int) -> ir.Value:
+    """Divide by the greatest magnitude of each image, where there is any."""
+    peak = t.ReduceMax(t.Abs(values), list(range(1, rank)), keepdims=1)
+    return t.Div(values, t.Where(t.Greater(peak, 0.0), peak, 1.0))
+
+
 def heatmap(t: Tape, values: ir.Value, rank: int, size: ir.Value) -> ir.Value:
     """Scale what is positive to [0, 1] and resize it: (N, 1, *grid) -> (N, *size)."""
-    positive = t.Relu(values)
-    peak = t.ReduceMax(positive, list(range(1, rank)), keepdims=1)
-    scaled = t.Div(positive, t.Where(t.Greater(peak, 0.0), peak, 1.0))
-    return t.Squeeze(t.Clip(resized(t, scaled, rank, size), 0.0, 1.0), [1])
+    drawn = resized(t, scaled(t, t.Relu(values), rank), rank, size)
+    return t.Squeeze(t.Clip(drawn, 0.0, 1.0), [1])
 
 
 def pixel_heatmap(t: Tape, values: ir.Value, rank: int, size: ir.Value, signed: bool) -> ir.Value:
@@ -106,8 +192,8 @@ def pixel_heatmap(t: Tape, values: ir.Value, rank: int, size: ir.Value, signed: 
     percentile = _percentile(t, magnitude, 0.995)
     scale = t.Where(t.Greater(percentile, 0.0), percentile, high)
     scale = t.Where(t.Greater(scale, 0.0), scale, 1.0)
-    scaled = t.Div(strength, t.Unsqueeze(scale, list(range(2, rank))))
-    drawn = resized(t, scaled, rank, size)
+    share = t.Div(strength, t.Unsqueeze(scale, list(range(2, rank))))
+    drawn = resized(t, share, rank, size)
     if signed:
         drawn = t.Mul(t.Add(drawn, 1.0), 0.5)
     return t.Squeeze(t.Clip(drawn, 0.0, 1.0), [1])
@@ -137,78 +223,6 @@ def resized(t: Tape, values: ir.Value, rank: int, size: ir.Value) -> ir.Value:
     return t.Resize(
         values, None, None, whole, mode="linear", coordinate_transformation_mode="half_pixel"
     )
-
-
-def average_over_points(
-    t: Tape,
-    outer: ir.Graph,
-    gradient: ir.Model,
-    given: dict[str, ir.Value],
-    x: ir.Value,
-    weights: NDArray[Any],
-    point: Callable[[Tape, ir.Value, ir.Value], ir.Value],
-    absolute: bool = False,
-) -> ir.Value:
-    """Weighted sum of the gradient at several points, by a loop with one pass for each of them.
-
-    Parameters
-    ----------
-    outer : the graph that the loop becomes part of; equal constants are shared with it.
-    gradient : takes the network's inputs and `seed/...`; its one output is the gradient.
-    given : values outside for those inputs; that of `x` is replaced by the point.
-    weights : one per point.
-    point : from `(tape, x, index of the point)` to the point, in nodes inside the loop.
-    absolute : sum magnitudes.
-    """
-    body = gradient.clone().graph
-    (result,) = body.outputs
-    for value in list(body.initializers.values()):
-        name = value.name or ""
-        same = outer.initializers.get(name)
-        del body.initializers[name]
-        if same is not None and _equal(same, value):
-            value.replace_all_uses_with(same)
-        else:
-            value.name = f"{STEP}{name}"
-            body.register_initializer(value)
-    inputs = {value.name or "": value for value in body.inputs}
-    for node in body:
-        node.name = f"{STEP}{node.name}"
-        for output in node.outputs:
-            output.name = f"{STEP}{output.name}"
-    inner = Tape(body, prefix=f"{STEP}point/")
-    index = ir.Value(name=f"{STEP}index", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
-    going = ir.Value(name=f"{STEP}going", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
-    total = ir.Value(name=f"{STEP}total", type=x.type, shape=x.shape)
-    here = point(inner, x, index)
-    here.type, here.shape = x.type, x.shape
-    before = list(inner.nodes)
-    for name, value in inputs.items():
-        value.replace_all_uses_with(here if given[name] is x else given[name])
-    weight = inner.Gather(weights, index, axis=0)
-    counted = inner.Abs(result) if absolute else result
-    after = inner.Add(total, inner.Mul(counted, weight))
-    after.type, after.shape = x.type, x.shape
-    on = inner.Identity(going)
-    on.type, on.shape = going.type, going.shape
-    for constant in inner.initializers:
-        body.register_initializer(constant)
-    first = next(iter(body), None)
-    body.extend(before) if first is None else body.insert_before(first, before)
-    body.extend([node for node in inner.nodes if node not in before])
-    body.inputs.clear()
-    body.inputs.extend([index, going, total])
-    body.outputs.clear()
-    body.outputs.extend([on, after])
-    body.name = "step"
-    start = [t.constant(np.asarray(len(weights))), t.constant(np.asarray(True)), t.zeros(x)]
-    return t.op("Loop", start, attributes={"body": body}, name=f"{t.prefix}Loop")
-
-
-def _equal(one: ir.Value, other: ir.Value) -> bool:
-    if one.const_value is None or other.const_value is None:
-        return False
-    return np.array_equal(one.const_value.numpy(), other.const_value.numpy())
 
 
 def _places(t: Tape, logits: ir.Value, axis: int) -> list[int]:

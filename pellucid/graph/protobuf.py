@@ -84,6 +84,7 @@ def cut(
     wanted: Iterable[str],
     extra: Iterable[NodeProto] = (),
     keep: Collection[str] = (),
+    given: Collection[str] = (),
 ) -> ModelProto:
     """Return the part of a model that computes the wanted tensors, with these as its outputs.
 
@@ -93,12 +94,13 @@ def cut(
     wanted : names of tensors that nodes compute.
     extra : nodes to add behind the model's own.
     keep : names of inputs that stay, also where nothing wanted depends on them.
+    given : names of float32 tensors that become inputs; what computes them is left out.
     """
     graph, names = model.graph, list(dict.fromkeys(wanted))
     needed: set[str] = set(names)
     kept: list[NodeProto] = []
     for node in reversed([*graph.node, *extra]):
-        if needed.intersection(node.output):
+        if needed.intersection(node.output).difference(given):
             needed.update(inputs_of(node))
             kept.append(node)
     part = ModelProto(
@@ -111,6 +113,12 @@ def cut(
     part.graph.node.extend(reversed(kept))
     part.graph.input.extend(
         value for value in graph.input if value.name in needed or value.name in keep
+    )
+    # Without a shape, so that another number of rows than the file says is welcome.
+    part.graph.input.extend(
+        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        for name in given
+        if name in needed
     )
     part.graph.initializer.extend(t for t in graph.initializer if t.name in needed)
     part.graph.sparse_initializer.extend(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
+from pellucid.graph.axes import channel_axes
 from pellucid.graph.counting import multiply_adds
 from pellucid.graph.folding import folded
 from pellucid.graph.form import OnnxForm, PortForm
@@ -124,6 +126,14 @@ class _Reader:
     wiring: Wiring
     types: Mapping[str, TensorType]
     grouping: Grouping
+
+    @cached_property
+    def axes(self) -> Mapping[str, tuple[int, ...]]:
+        """Where the channels of every tensor are; the form says it of its layers."""
+        said = {call.outputs[0]: call.to_own for call in self.form.calls}
+        known = said | {port.tensor: port.to_own for port in self.form.inputs}
+        shapes = {name: kind.shape for name, kind in self.types.items()}
+        return channel_axes(self.form.model.graph, known, shapes)
 
     def graph(self) -> LayerGraph:
         """Connect and describe all groups."""
@@ -249,7 +259,8 @@ class _Reader:
         read = [layers[name] for name in sources if name in layers]
         rank = len(known.shape) if known else len(call.shape) if call else 0
         alike = [layer for layer in read if len(layer.shape) == rank]
-        to_own = call.to_own if call else alike[0].to_own if alike else ()
+        to_own = call.to_own if call else self.axes.get(group.value, ())
+        to_own = to_own if len(to_own) == rank else ()
         shape = _first(known.symbolic, to_own) if known else call.shape if call else ()
         layout = call.layout if call else layout_of(group.kind, rank) or ""
         if not layout:

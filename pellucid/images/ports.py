@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 Array = NDArray[np.float32]
-Channels = Literal["rgb", "bgr", "grey", "any"]
+Channels = Literal["rgb", "bgr", "grey", "grey3", "any"]
 
 
 class InputPort(Protocol):

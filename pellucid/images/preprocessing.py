@@ -41,12 +41,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "tf": {"scale": 1 / 127.5, "mean": (1.0,)},
     "0-1": {"scale": 1 / 255},
     "0-255": {"scale": 1.0},
+    "standardise": {"standardise": True},
     "raw": {"channels": "any", "scale": 1.0},
 }
 
-_KEYS = ("name", "mean", "std", "size", "scale", "channels", "fit")
+_KEYS = ("name", "mean", "std", "size", "scale", "channels", "fit", "standardise")
 _DEFAULT_SIZE = 224
-_COUNTS = {"rgb": 3, "bgr": 3, "grey": 1}
+_COUNTS = {"rgb": 3, "bgr": 3, "grey": 1, "grey3": 3}
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
@@ -56,15 +57,19 @@ class Preprocess:
 
     Attributes
     ----------
-    name : "imagenet", "caffe", "tf", "0-1", "0-255", "raw" or "custom".
+    name : "imagenet", "caffe", "tf", "0-1", "0-255", "standardise", "raw" or "custom".
     channels : order in which the network takes them: "rgb", "bgr", "grey" (one channel, the
-        ITU-R BT.601 luma of a colour picture) or "any" (as they are).
+        ITU-R BT.601 luma of a colour picture), "grey3" (that, three times) or "any" (as they
+        are).
     scale : factor on pixels of 0..255, applied first.
     mean, std : one value or one per channel in the network's order, after `scale`.
     size : (h, w) of the network's input, or None to keep the picture's.
     fit : "stretch" squeezes the whole picture to the size, so that nothing goes unexplained;
         "crop" resizes it to size / 0.875 and cuts the centre out, as ImageNet evaluation does;
         "pad" fits all of it in its proportions and fills the rest with the mean colour.
+    standardise : at last, subtract each picture's own mean, over all its pixels and channels, and
+        divide by its own deviation (at least 1 / sqrt(their number)), as
+        `tf.image.per_image_standardization` does.
     reason : a sentence that says who chose this.
     assumed : whether it is a guess.
 
@@ -80,6 +85,7 @@ class Preprocess:
     std: tuple[float, ...] = (1.0,)
     size: Size | None = None
     fit: Fit = "stretch"
+    standardise: bool = False
     reason: str = "given by the caller"
     assumed: bool = False
 
@@ -168,7 +174,9 @@ class Preprocess:
             chosen = _from_mapping({"name": spec}, port)
         elif isinstance(spec, Mapping):
             chosen = _from_mapping(spec, port)
-            if not {"name", "mean", "std", "scale"} & spec.keys():  # only the geometry was given
+            if (
+                not {"name", "mean", "std", "scale", "standardise"} & spec.keys()
+            ):  # only the geometry was given
                 guess = _guess(port, scales_input, framework)
                 given = {key: getattr(chosen, key) for key in spec}
                 chosen = replace(guess, **given)
@@ -208,18 +216,21 @@ class Preprocess:
                 f"The picture has {count} channels; the model takes {_COUNTS[self.channels]} "
                 f"({self.channels}). For other channels pass preprocess={{'channels': 'any'}}."
             )
-        if self.channels == "grey" and count == 3:
+        if self.channels in ("grey", "grey3") and count == 3:
             picture = (picture.astype(np.float32) @ _LUMA)[..., None]
         placement = self._placement((height, width))
         planes = placement.forward(picture.transpose(2, 0, 1))  # (H, W, C) -> (C, h, w)
-        if self.channels in ("rgb", "bgr"):
+        if _COUNTS.get(self.channels) == 3:
             planes = np.broadcast_to(planes, (3, *planes.shape[1:]))
         if self.channels == "bgr":
             planes = planes[::-1]
         mean, std = self._per_channel(len(planes))
         rows, columns = placement.covered
         batch = np.zeros(planes.shape, np.float32)  # zero is the mean colour
-        batch[:, rows, columns] = (planes[:, rows, columns] * np.float32(self.scale) - mean) / std
+        inside = (planes[:, rows, columns] * np.float32(self.scale) - mean) / std
+        if self.standardise:
+            inside = (inside - inside.mean()) / max(inside.std(), inside.size**-0.5)
+        batch[:, rows, columns] = inside
         return batch
 
     def to_image(self, heatmap: Any, image_size: Size) -> Array:
@@ -241,9 +252,9 @@ class Preprocess:
     def picture(self, sample: Array) -> NDArray[np.uint8] | None:
         """Undo all but the resizing: `(C, h, w)` as the network takes it to `(h, w, 3)` uint8.
 
-        None where the channels make no picture.
+        None where the channels make no picture, or the picture's own mean was taken away.
         """
-        if len(sample) not in (1, 3):
+        if len(sample) not in (1, 3) or self.standardise:
             return None
         mean, std = self._per_channel(len(sample))
         pixels = (sample * std + mean) / np.float32(self.scale)
@@ -301,7 +312,7 @@ def _from_mapping(spec: Mapping[str, Any], port: InputPort) -> Preprocess:
         on_unit_scale = max(map(abs, mean)) <= 1.5 and max(std) <= 1.5
         options["scale"] = 1 / 255 if on_unit_scale else 1.0
     options |= {key: value for key, value in spec.items() if key != "name"}
-    changed = name != "custom" and spec.keys() & {"mean", "std", "scale", "channels"}
+    changed = name != "custom" and spec.keys() & {"mean", "std", "scale", "channels", "standardise"}
     return Preprocess("custom" if changed else name, **options)
 
 

@@ -5,7 +5,7 @@ Each returns an array of the input's own shape, `(N, C, *spatial)`, for the mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -16,10 +16,16 @@ from pellucid.errors import MethodError
 from pellucid.methods.objective import Objective
 
 __all__ = [
+    "Baseline",
+    "baseline_of",
+    "by_copy",
+    "copies",
     "deconvnet",
+    "first_input",
     "guided_backprop",
     "input_x_gradient",
     "integrated_gradients",
+    "positive",
     "saliency",
     "smoothgrad",
 ]
@@ -68,7 +74,7 @@ def input_x_gradient(model: Adapter, x: Batch, objective: Objective) -> Array:
     ------
     Shrikumar et al., "Not Just a Black Box", 1605.01713.
     """
-    return _first(x) * _gradient(model, x, objective)
+    return first_input(x) * _gradient(model, x, objective)
 
 
 def integrated_gradients(
@@ -97,15 +103,15 @@ def integrated_gradients(
     ------
     Sundararajan et al., "Axiomatic Attribution for Deep Networks", 1703.01365.
     """
-    start = _first(x)
-    origin = _baseline(start, baseline)
+    start = first_input(x)
+    origin = baseline_of(start, baseline)
     points, weights = _quadrature(rule, steps)
     objective.settle(x)
     total = np.zeros_like(start)
     for some in _chunks(steps, len(start)):
         path = [origin + np.float32(t) * (start - origin) for t in points[some]]
-        gradient = _gradient(model, _with_first(x, path), objective)
-        total += np.einsum("t,tn...->n...", weights[some], _by_copy(gradient, len(path)))
+        gradient = _gradient(model, copies(x, path), objective)
+        total += np.einsum("t,tn...->n...", weights[some], by_copy(gradient, len(path)))
     return (start - origin) * total
 
 
@@ -136,20 +142,20 @@ def smoothgrad(
     """
     if statistic not in ("mean", "square", "variance"):
         raise MethodError(f"statistic={statistic!r} is unknown: 'mean', 'square' or 'variance'.")
-    start = _first(x)
+    start = first_input(x)
     axes = tuple(range(1, start.ndim))
     spread = start.max(axis=axes, keepdims=True) - start.min(axis=axes, keepdims=True)
     rng = np.random.default_rng(seed)
     objective.settle(x)
     first, second = np.zeros_like(start), np.zeros_like(start)
-    for some in _chunks(_positive("samples", samples), len(start)):
+    for some in _chunks(positive("samples", samples), len(start)):
         count = some.stop - some.start
         drawn = rng.standard_normal((count, *start.shape), np.float32) * (noise * spread)
-        gradient = _gradient(model, _with_first(x, list(start + drawn)), objective)
-        copies = _by_copy(gradient, count)
-        copies = np.abs(copies) if statistic == "mean" and absolute else copies
-        first += copies.sum(axis=0) / samples
-        second += (copies**2).sum(axis=0) / samples
+        gradient = _gradient(model, copies(x, list(start + drawn)), objective)
+        found = by_copy(gradient, count)
+        found = np.abs(found) if statistic == "mean" and absolute else found
+        first += found.sum(axis=0) / samples
+        second += (found**2).sum(axis=0) / samples
     return {"mean": first, "square": second, "variance": second - first**2}[statistic]
 
 
@@ -157,19 +163,21 @@ def _gradient(model: Adapter, x: Batch, objective: Objective, relu: Rectifier = 
     return model.pullback(x, objective, ["input"], fetch=objective.fetch, relu=relu)[1]["input"]
 
 
-def _first(x: Batch) -> Array:
+def first_input(x: Batch) -> Array:
+    """Return the input that is explained."""
     return np.asarray(x if isinstance(x, np.ndarray) else next(iter(x)), np.float32)
 
 
-def _with_first(x: Batch, copies: list[Array]) -> Batch:
+def copies(x: Batch, variants: Sequence[Array]) -> Batch:
     """Put copies of the first input, one behind the other, beside copies of the others."""
-    stacked = np.concatenate(copies)
+    stacked = np.concatenate(variants)
     others = [] if isinstance(x, np.ndarray) else list(x)[1:]
-    return (stacked, *(np.concatenate([np.asarray(o)] * len(copies)) for o in others))
+    return (stacked, *(np.concatenate([np.asarray(o)] * len(variants)) for o in others))
 
 
-def _by_copy(gradient: Array, count: int) -> Array:
-    return gradient.reshape(count, -1, *gradient.shape[1:])  # (T * N, ...) -> (T, N, ...)
+def by_copy(gradient: Array, count: int) -> Array:
+    """Separate what belongs to each copy: (T * N, ...) -> (T, N, ...)."""
+    return gradient.reshape(count, -1, *gradient.shape[1:])
 
 
 def _chunks(count: int, rows: int) -> Iterator[slice]:
@@ -181,7 +189,7 @@ def _chunks(count: int, rows: int) -> Iterator[slice]:
 
 def _quadrature(rule: str, steps: int) -> tuple[Array, Array]:
     """Return points and weights on [0, 1]."""
-    _positive("steps", steps)
+    positive("steps", steps)
     if rule == "gauss-legendre":
         points, weights = np.polynomial.legendre.leggauss(steps)
         return ((points + 1) / 2).astype(np.float32), (weights / 2).astype(np.float32)
@@ -195,7 +203,8 @@ def _quadrature(rule: str, steps: int) -> tuple[Array, Array]:
     )
 
 
-def _baseline(start: Array, baseline: Baseline) -> Array:
+def baseline_of(start: Array, baseline: Baseline) -> Array:
+    """Return the baseline for a batch, `(N, C, *spatial)`."""
     positions = tuple(range(2, start.ndim))
     if not isinstance(baseline, str):
         array = np.asarray(baseline, np.float32)
@@ -224,7 +233,8 @@ def _uniform(start: Array) -> Array:
     return np.broadcast_to(low + drawn * (high - low), start.shape)
 
 
-def _positive(name: str, value: int) -> int:
+def positive(name: str, value: int) -> int:
+    """Check that an option is a whole number of at least 1."""
     if not isinstance(value, int) or value < 1:
         raise MethodError(f"{name}={value!r}: a whole number of at least 1 is wanted.")
     return value

@@ -1,23 +1,34 @@
 """Which layer to look at, and what its positions are on the image.
 
 Class activation maps want the deepest layer that still knows where things are: the last one with
-a spatial grid before the head. Pooling that leads into the head counts as head, since it holds
-the same activations on a coarser grid.
+a grid before the head, every position of which reaches the score. Pooling that leads into the
+head counts as head, since it holds the same activations on a coarser grid.
+
+Of convolutional networks the layers themselves tell this. Where tokens take the place of a grid,
+or the channels may stand last, the layer graph says which values lie where; a network without a
+graph is judged by the shapes of its layers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pellucid.adapters.base import Adapter, Array, Layer
-from pellucid.errors import LayerError
+from pellucid.errors import LayerError, UnsupportedError
 from pellucid.graph.kinds import POOLING
+from pellucid.graph.placement import Placement, in_layout
 
-__all__ = ["LayerChoice", "as_grid", "choose_layer"]
+if TYPE_CHECKING:
+    from pellucid.graph.survey import Survey
+
+__all__ = ["LayerChoice", "as_grid", "choose_layer", "placement_of"]
 
 _MOST_EXTRA_TOKENS = 8  # class, distillation and register tokens
+_NORMS = ("LayerNorm", "RMSNorm")
+_LAST_AXIS = (*_NORMS, "Dense", "MatMul", "Permute", "Attention")  # channels may stand last there
 
 
 @dataclass(frozen=True)
@@ -28,36 +39,40 @@ class LayerChoice:
     reason: str
 
 
+@dataclass(frozen=True)
+class _Item:
+    """A layer as the choice sees it.
+
+    Attributes
+    ----------
+    grid : what its positions make, `()` for none.
+    container : whether it only holds other layers.
+    tensor : in the ONNX form, where that was asked.
+    """
+
+    name: str
+    kind: str
+    channels: int | None
+    grid: tuple[int | None, ...]
+    container: bool = False
+    tensor: str = ""
+
+
 def choose_layer(model: Adapter) -> LayerChoice:
-    """Pick the last layer with a spatial grid before the head.
+    """Pick the last layer with a grid before the head, all positions of which reach the score.
 
     Of a residual network that is the output of the last block, not the convolution inside it.
-    Of a transformer it is the input of the last attention, since after it only the class token
-    may still reach the score.
+    Of a transformer with a class token it is the input of the last attention, since after it
+    only the class token reaches the score; of one that averages its tokens, the last of them.
 
     Raises
     ------
     LayerError : no layer has a spatial grid.
     """
-    layers = list(model.layers)
-    output = model.outputs[0].shape
-    while layers and len(output) > 2 and layers[-1].shape[1:2] == output[1:2]:
-        layers.pop()  # the dense output itself and what follows it
-    if tokens := _last_mixed_tokens(layers):
-        grid = _token_grid(layers, tokens)
-        return LayerChoice(tokens.name, f"the last tokens ({_shown(grid)}) that attention mixes")
-    last_leaf, found = "", None
-    for layer in layers:
-        last_leaf = last_leaf if layer.container else layer.kind
-        if _has_grid(layer) and last_leaf not in POOLING:
-            found = layer
-    if found is None:
-        raise LayerError(
-            "No layer of this model has a spatial grid, so no class activation map can be drawn. "
-            "Use a method that explains the input itself."
-        )
-    shape = f"{found.shape[1]} channels on {_shown(found.grid)}"
-    return LayerChoice(found.name, f"the last layer with a spatial grid ({shape}) before the head")
+    survey = _survey(model)
+    if survey is None:
+        return _chosen_by_shapes(model)
+    return _chosen_on_graph(model, survey)
 
 
 def as_grid(model: Adapter, name: str, *arrays: Array) -> tuple[Array, ...]:
@@ -67,37 +82,182 @@ def as_grid(model: Adapter, name: str, *arrays: Array) -> tuple[Array, ...]:
     ------
     LayerError : the layer has no spatial grid.
     """
-    if arrays[0].ndim == 2:
-        with_grid = [layer.name for layer in model.layers if _has_grid(layer)]
+    placement = placement_of(model, name, arrays[0].shape)
+    return arrays if placement.is_plain else tuple(placement.on_grid(a) for a in arrays)
+
+
+def placement_of(model: Adapter, name: str, shape: Sequence[int]) -> Placement:
+    """Say how the values of a layer lie on the image.
+
+    Parameters
+    ----------
+    shape : of a value, as it is fetched.
+
+    Raises
+    ------
+    LayerError : the layer has no spatial grid.
+    """
+    rank = len(shape)
+    plain = Placement(1, tuple(range(2, rank)), tuple(shape[2:]))
+    if rank == 2:
+        known = [layer.name for layer in model.layers if _has_grid(layer.grid)]
         raise LayerError(
-            f"Layer {name!r} has no spatial grid (its output is {arrays[0].shape[1]} numbers). "
-            f"The last layers with one: {', '.join(repr(n) for n in with_grid[-3:]) or 'none'}."
+            f"Layer {name!r} has no spatial grid (its output is {shape[1]} numbers). "
+            f"The last layers with one: {', '.join(repr(n) for n in known[-3:]) or 'none'}."
         )
-    if arrays[0].ndim > 3 or name == "input":
-        return arrays
-    layer = model.layer(name)
-    if layer.layout != "tokens":
-        return arrays
+    if name == "input":
+        return plain
+    survey = _survey(model)
+    if survey is not None:
+        tensor, to_own = model.in_form(name)
+        found = survey.placement(tensor)
+        if found is not None:
+            return _at_size(in_layout(found, to_own), name, shape)
+        if survey.follows(tensor):
+            raise LayerError(
+                f"The values of layer {name!r}, {' x '.join(map(str, shape[1:]))} per image, lie "
+                "on no grid of the image: name another layer, or leave layer= out."
+            )
+    layer = next((one for one in model.layers if one.name == name), None)
+    if rank > 3 or layer is None or layer.layout != "tokens":
+        return plain
     grid = _token_grid(model.layers, layer)
     if not grid:
         raise LayerError(
             f"The {layer.shape[1]} tokens of layer {name!r} fit no grid of this model."
         )
-    count = math.prod(grid)
-    # (N, T, C) -> (N, h * w, C) -> (N, C, h, w)
-    return tuple(
-        a[:, -count:].transpose(0, 2, 1).reshape(len(a), a.shape[2], *grid) for a in arrays
+    return _behind(shape[1], grid)
+
+
+def _at_size(placement: Placement, name: str, shape: Sequence[int]) -> Placement:
+    """Fit a placement to an image of another size but the same aspect, row by row."""
+    cells = math.prod(shape[axis] for axis in placement.positions)
+    known = math.prod(placement.grid)
+    sizes = tuple(shape[axis] for axis in placement.positions)
+    if placement.take is None and (len(sizes) == len(placement.grid) or cells == known):
+        whole = len(sizes) == len(placement.grid)
+        return Placement(
+            placement.channels, placement.positions, sizes if whole else placement.grid
+        )
+    if placement.take is None:
+        scale = (cells / known) ** (1 / len(placement.grid))
+        grid = tuple(round(size * scale) for size in placement.grid)
+        if math.prod(grid) == cells:
+            return Placement(placement.channels, placement.positions, grid)
+    elif max(placement.take) < cells:
+        return placement
+    raise LayerError(
+        f"Layer {name!r} has {cells} tokens for this image and {known} cells in the graph: load "
+        "the model with preprocess={'size': ...} as large as the images."
     )
 
 
-def _has_grid(layer: Layer) -> bool:
-    return bool(layer.grid) and any(size is None or size > 1 for size in layer.grid)
+def _behind(count: int, grid: Sequence[int]) -> Placement:
+    """Take the last tokens as the cells of a grid."""
+    cells = math.prod(grid)
+    take = None if cells == count else tuple(range(count - cells, count))
+    return Placement(2, (1,), tuple(grid), take)
+
+
+# ---- on the graph ---------------------------------------------------------------------------
+
+
+def _survey(model: Adapter) -> Survey | None:
+    """Return where everything lies, if the layers do not settle it and the graph can be read."""
+    if _settled(model):
+        return None
+    try:
+        return model.survey
+    except UnsupportedError:
+        return None
+
+
+def _settled(model: Adapter) -> bool:
+    """Whether the shapes of the layers say what is channel and what is position."""
+    for layer in model.layers:
+        if layer.layout == "tokens" and len(layer.shape) > 2:
+            return False
+        may_turn = layer.kind in _LAST_AXIS and len(layer.shape) > 3 and not layer.container
+        if may_turn and not model.knows_channels:
+            return False
+    return True
+
+
+def _chosen_on_graph(model: Adapter, survey: Survey) -> LayerChoice:
+    results = [model.in_form(model.outputs[0].name)[0]]
+    gridded = [item for item in _before_head(list(_items(model, survey)), model) if item.tensor]
+    if not gridded:
+        raise _no_grid()
+    last = gridded[-1]
+    if survey.reaches(last.tensor, results):
+        return LayerChoice(last.name, _reason(last))
+    normed = [item for item in gridded if item.kind in _NORMS]
+    whole = [item for item in gridded if item.container or item.kind == "Add"]
+    for item in (*reversed(normed), *reversed(whole), *reversed(gridded)):
+        if survey.reaches(item.tensor, results):
+            return LayerChoice(item.name, _mixed_reason(item.grid))
+    return LayerChoice(last.name, _reason(last))
+
+
+def _items(model: Adapter, survey: Survey) -> Iterator[_Item]:
+    """Yield the layers as the graph shows them, those of the network's code where there are."""
+    names = {layer.name: layer for layer in model.layers}
+    own = [(n, one.kind, one.container) for n, one in names.items()]
+    if not model.form.calls:  # a file: its nodes fold into layers
+        own = [(one.name, one.kind, False) for one in model.graph if not one.is_port]
+    for name, kind, container in own:
+        tensor = model.in_form(name)[0]
+        found = survey.placement(tensor)
+        if found is not None:
+            size = survey.types[tensor].shape[found.channels]
+            yield _Item(name, kind, size, found.grid, container, tensor)
+        elif survey.follows(tensor) or name not in names:
+            yield _Item(name, kind, None, (), container)
+        else:
+            yield _plain_item(names[name])
+
+
+# ---- by shapes ------------------------------------------------------------------------------
+
+
+def _chosen_by_shapes(model: Adapter) -> LayerChoice:
+    layers = list(model.layers)
+    if tokens := _last_mixed_tokens(layers):
+        return LayerChoice(tokens.name, _mixed_reason(_token_grid(layers, tokens)))
+    found = _before_head([_plain_item(layer) for layer in layers], model)
+    if not found:
+        raise _no_grid()
+    return LayerChoice(found[-1].name, _reason(found[-1]))
+
+
+def _plain_item(layer: Layer) -> _Item:
+    channels = layer.shape[1] if layer.grid else None
+    return _Item(layer.name, layer.kind, channels, layer.grid, layer.container)
+
+
+def _before_head(items: Sequence[_Item], model: Adapter) -> list[_Item]:
+    """Return the layers with a grid that come before a dense output and before final pooling."""
+    kept, output = list(items), model.outputs[0].shape
+    while kept and len(output) > 2 and kept[-1].channels == output[1]:
+        kept.pop()  # the dense output itself and what follows it
+    last_leaf = ""
+    found: list[_Item] = []
+    for item in kept:
+        last_leaf = last_leaf if item.container else item.kind
+        turned = bool(found) and item.kind == "Permute"  # the same values, axes turned
+        if _has_grid(item.grid) and last_leaf not in POOLING and not turned:
+            found.append(item)
+    return found
+
+
+def _has_grid(grid: Sequence[int | None]) -> bool:
+    return any(size is None or size > 1 for size in grid)
 
 
 def _last_mixed_tokens(layers: Sequence[Layer]) -> Layer | None:
     """Find the normalised tokens that go into the last attention."""
     tokens = [layer for layer in layers if layer.layout == "tokens" and _token_grid(layers, layer)]
-    norms = [layer for layer in tokens if layer.kind in ("LayerNorm", "RMSNorm")]
+    norms = [layer for layer in tokens if layer.kind in _NORMS]
     attention = [i for i, layer in enumerate(layers) if layer.kind == "Attention"]
     if attention:
         before = [layer for layer in norms if layers.index(layer) < attention[-1]]
@@ -110,12 +270,31 @@ def _token_grid(layers: Sequence[Layer], layer: Layer) -> tuple[int, ...]:
     """Find the grid whose cells the tokens are: that of the last spatial layer that fits."""
     count = layer.shape[1]
     for other in reversed(layers):
-        if not _has_grid(other) or count is None:
+        if not _has_grid(other.grid) or count is None:
             continue
         grid = tuple(size for size in other.grid if size is not None)
         if len(grid) == len(other.grid) and 0 <= count - math.prod(grid) <= _MOST_EXTRA_TOKENS:
             return grid
     return ()
+
+
+# ---- in words -------------------------------------------------------------------------------
+
+
+def _reason(item: _Item) -> str:
+    shape = f"{item.channels} channels on {_shown(item.grid)}"
+    return f"the last layer with a spatial grid ({shape}) before the head"
+
+
+def _mixed_reason(grid: Sequence[int | None]) -> str:
+    return f"the last tokens ({_shown(grid)}) that attention mixes"
+
+
+def _no_grid() -> LayerError:
+    return LayerError(
+        "No layer of this model has a spatial grid, so no class activation map can be drawn. "
+        "Use a method that explains the input itself."
+    )
 
 
 def _shown(grid: Sequence[int | None]) -> str:

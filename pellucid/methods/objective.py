@@ -1,14 +1,15 @@
 """What is explained: a score of the network, and its cotangent.
 
-A target is a class index, a label, a list of those (one per image), None for the top class of
-each image, an array over the output (a linear functional), a function from the output to
-`(score, cotangent)`, or a mapping from output names to any of these, whose scores add up.
+A target is a class index, a label, None for the top class, or one of `pellucid.methods.targets`
+(`Contrast`, `Counterfactual`, `Region`, `Detection`); a list of those, one per image; an array over
+the output (a linear functional); a function from the output to `(score, cotangent)`; or a mapping
+from output names to any of these, whose scores add up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,11 +17,21 @@ import numpy as np
 from pellucid.adapters.base import Adapter, Array, Batch, Port
 from pellucid.errors import TargetError
 from pellucid.labels import find_label
+from pellucid.methods.targets import (
+    Contrast,
+    Counterfactual,
+    Detection,
+    Name,
+    Region,
+    Single,
+    Wording,
+)
 
 __all__ = ["Objective", "Space", "probabilities"]
 
 Space = Literal["logit", "probability"]
 _SIGN_OF_NEGATIVE = -1.0
+_TARGETS = (Contrast, Counterfactual, Detection, Region)
 
 
 class Objective:
@@ -37,19 +48,24 @@ class Objective:
 
     Attributes
     ----------
-    indices : the class of each image at the first call, None where the target is none.
+    indices : the class of each image at the first call, empty where the target is none.
+    wording : for each image a template and the classes whose names it takes, such as
+        `("{} rather than {}", (281, 207))`.
     scores : the score of each image at the first call, `(N,)`.
     logits : the values at the first call, by output.
+    classifies : whether the output scores classes of the image, not of boxes in it.
     """
 
     def __init__(self, model: Adapter, target: Any = None, space: Space = "logit") -> None:
         if space not in ("logit", "probability"):
             raise TargetError(f"space={space!r} is unknown: 'logit' or 'probability'.")
         self.model, self.space = model, space
-        _check_labels(model)
+        parts = target if isinstance(target, Mapping) else {model.outputs[0].name: target}
+        self.classifies = not any(_has_detection(part) for part in parts.values())
+        if self.classifies:
+            _check_labels(model)
         ports = {port.name: port for port in model.outputs}
         by_own_name = {port.own_name: port.name for port in model.outputs if port.own_name}
-        parts = target if isinstance(target, Mapping) else {model.outputs[0].name: target}
         self._parts: list[tuple[Port, Any]] = []
         for name, part in parts.items():
             key = by_own_name.get(name, name)
@@ -57,10 +73,11 @@ class Objective:
                 raise TargetError(f"There is no output {name!r}: the model has {', '.join(ports)}.")
             self._parts.append((ports[key], part))
         self.fetch = tuple(port.logits for port, _ in self._parts)
-        self.indices: tuple[int | None, ...] = ()
+        self.indices: tuple[int, ...] = ()
+        self.wording: tuple[Wording, ...] = ()
         self.scores: Array = np.zeros(0, np.float32)
         self.logits: dict[str, Array] = {}
-        self._fixed: dict[str, Any] = {}
+        self._fixed: dict[str, Array] = {}
 
     @property
     def port(self) -> Port:
@@ -101,21 +118,21 @@ class Objective:
         values : the logits by name.
         image : number of the image that all rows are variants of; None: row i is image i.
         """
-        if image is not None:
-            rows = len(values[self.fetch[0]])
-            alike = copy(self)
-            alike._fixed = {
-                name: ([classes[image]] * rows, [signs[image]] * rows)
-                for name, (classes, signs) in self._fixed.items()
-            }
-            return alike.score(values)
         total: Array = np.zeros(len(values[self.fetch[0]]), np.float32)
         cotangents: dict[str, Array] = {}
         for port, part in self._parts:
             logits = values[port.logits]
             logits = logits[:, None] if logits.ndim == 1 else logits  # no class axis
             output = logits if self.space == "logit" else probabilities(logits, port)
-            score, cotangent = self._linear(port, part, output)
+            if callable(part):
+                score, cotangent = part(port.own_layout(output))
+                score = np.asarray(score, np.float32)
+                cotangent = port.channels_first(_shaped(cotangent, output))
+            else:
+                cotangent = self._functional(port, part, output)
+                if image is not None:
+                    cotangent = np.broadcast_to(cotangent[image], output.shape)
+                score = (cotangent * output).sum(axis=tuple(range(1, output.ndim)))
             if self.space == "probability":
                 cotangent = _through_activation(cotangent, output, port)
             total = total + score
@@ -123,46 +140,43 @@ class Objective:
             cotangents[port.logits] = cotangent.astype(np.float32, copy=False).reshape(shape)
         return total, cotangents
 
-    def _linear(self, port: Port, part: Any, output: Array) -> tuple[Array, Array]:
-        """Return score and cotangent over `output`, which is the logits or the probabilities."""
-        axes = tuple(range(1, output.ndim))
-        if callable(part):
-            score, cotangent = part(port.own_layout(output))
-            return np.asarray(score, np.float32), port.channels_first(_shaped(cotangent, output))
-        if isinstance(part, np.ndarray) and (part.dtype.kind == "f" or part.ndim > 1):
-            functional = port.channels_first(_functional(part, port.own_layout(output)))
-            score = (functional * output).sum(axis=axes)
-            return score, functional
+    def _functional(self, port: Port, part: Any, output: Array) -> Array:
+        """Return the linear functional of each image, of the output's shape; settled once."""
         if port.name not in self._fixed:
-            self._fixed[port.name] = self._classes(port, part, output)
-        classes, signs = self._fixed[port.name]
-        cotangent = np.zeros_like(output)
-        view = np.moveaxis(cotangent, port.class_axis, -1)
-        places = max(view[0, ..., 0].size, 1)  # (N, ..., K): the mean over positions
-        for row, (index, sign) in enumerate(zip(classes, signs, strict=True)):
-            view[row, ..., index] = sign / places
-        if port is self.port and not self.indices:
-            self.indices = tuple(classes)
-        return (cotangent * output).sum(axis=axes), cotangent
+            if isinstance(part, np.ndarray) and (part.dtype.kind == "f" or part.ndim > 1):
+                found = port.channels_first(_broadcast(part, port.own_layout(output)))
+            else:
+                found = self._of_classes(port, part, output)
+            self._fixed[port.name] = found
+        functional: Array = self._fixed[port.name]
+        return functional
 
-    def _classes(self, port: Port, part: Any, output: Array) -> tuple[list[int], list[float]]:
-        """Resolve indices and labels to one class and one sign per image."""
-        count = output.shape[port.class_axis]
-        if part is None:
-            places = tuple(a for a in range(1, output.ndim) if a != port.class_axis)
-            top = output.mean(axis=places).argmax(axis=-1)
-            return [int(index) for index in top], [1.0] * len(output)
+    def _of_classes(self, port: Port, part: Any, output: Array) -> Array:
+        """Turn what is named, for each image, into functionals."""
         several = isinstance(part, list | tuple | np.ndarray)
         given: Sequence[Any] = list(part) if several else [part] * len(output)
         if len(given) != len(output):
             raise TargetError(
                 f"{len(given)} targets were given for {len(output)} images: give one, or one each."
             )
-        resolved = [self._class(one, count) for one in given]
-        return [index for index, _ in resolved], [sign for _, sign in resolved]
+        functional = np.zeros_like(output)
+        scores, written = (np.moveaxis(a, port.class_axis, -1) for a in (output, functional))
+        wording = []
+        for row, one in enumerate(given):
+            target = one if isinstance(one, _TARGETS) else Single(one)
+            if isinstance(target, Detection) and target.classes is None and self.model.labels:
+                target = replace(target, classes=len(self.model.labels))
+            wording.append(target.write(scores[row], written[row], self._class))
+        if port is self.port and not self.indices:
+            self.indices = tuple(classes[0] for _, classes in wording)
+            self.wording = tuple(wording)
+        return functional
 
-    def _class(self, one: Any, count: int) -> tuple[int, float]:
-        labels = self.model.labels
+    def _class(self, one: Any, scores: Array) -> tuple[int, float]:
+        """Find a class among scores `(K,)`: its index, and the sign of its evidence."""
+        labels, count = self.model.labels, len(scores)
+        if one is None:
+            return int(scores.argmax()), 1.0
         if isinstance(one, str):
             if labels is None:
                 raise TargetError(
@@ -185,6 +199,10 @@ class Objective:
                 f"{count - 1}."
             )
         return index % count, 1.0
+
+
+def _has_detection(part: Any) -> bool:
+    return any(isinstance(one, Detection) for one in (part if isinstance(part, list) else [part]))
 
 
 def _check_labels(model: Adapter) -> None:
@@ -229,7 +247,7 @@ def _through_activation(cotangent: Array, output: Array, port: Port) -> Array:
     return through
 
 
-def _functional(array: Array, output: Array) -> Array:
+def _broadcast(array: Array, output: Array) -> Array:
     """Broadcast an array over the output to the batch."""
     if array.shape == output.shape:
         return array.astype(np.float32)
@@ -251,4 +269,13 @@ def _shaped(cotangent: Any, output: Array) -> Array:
     return array
 
 
-Target = int | str | None | Sequence[int | str] | Array | Callable[[Array], tuple[Any, Any]]
+Target = (
+    Name
+    | Contrast
+    | Counterfactual
+    | Detection
+    | Region
+    | Sequence[Name | Contrast | Counterfactual | Detection | Region]
+    | Array
+    | Callable[[Array], tuple[Any, Any]]
+)

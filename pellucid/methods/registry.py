@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pellucid.errors import MethodError, nearest
-from pellucid.methods import cam, gradient, guided_cam
+from pellucid.methods import cam, conductance, forward_cam, gradient, guided_cam, matrix_cam
 from pellucid.methods.perturbation import lime, meaningful, occlusion, rise, shapley, sobol
 
 __all__ = ["METHODS", "Method", "method_named"]
@@ -26,7 +26,7 @@ class Method:
     pixels : whether it gives `(N, C, *spatial)` over the input; otherwise one map per layer.
     signed : whether the sign of a pixel's value means for or against the target.
     perturbs : whether it asks for predictions of perturbed copies; it then takes a `Subject`.
-    like : the libraries whose numbers it can give.
+    like : the libraries whose numbers it can give, and the options that do.
     """
 
     name: str
@@ -35,7 +35,9 @@ class Method:
     pixels: bool = True
     signed: bool = False
     perturbs: bool = False
-    like: tuple[str, ...] = ("paper", "captum")
+    like: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=lambda: {"paper": {}, "captum": {}}
+    )
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -73,30 +75,45 @@ def method_named(name: str) -> Method:
     return METHODS[name]
 
 
-def _cam(name: str, function: Callable[..., Any], *like: str) -> Method:
-    return Method(name, function, layer=True, pixels=False, like=("paper", *like))
+def _cam(name: str, function: Callable[..., Any], **like: Mapping[str, Any]) -> Method:
+    libraries = {library.replace("_", "-"): options for library, options in like.items()}
+    return Method(name, function, layer=True, pixels=False, like=_PAPER | libraries)
 
 
-def _asking(name: str, function: Callable[..., Any], *like: str) -> Method:
-    return Method(name, function, pixels=False, perturbs=True, like=("paper", *like))
+_PAPER: dict[str, Mapping[str, Any]] = {"paper": {}}
+
+
+def _asking(name: str, function: Callable[..., Any], **like: Mapping[str, Any]) -> Method:
+    return Method(name, function, pixels=False, perturbs=True, like=_PAPER | like)
 
 
 METHODS = {
     method.name: method
     for method in (
-        _cam("grad-cam", cam.grad_cam, *(library for library in cam.LIKE if library != "paper")),
+        _cam("grad-cam", cam.grad_cam, captum={}, pytorch_grad_cam={}, tf_keras_vis={}),
         _cam("grad-cam++", cam.grad_cam_plus_plus),
-        _cam("xgrad-cam", cam.xgrad_cam, "pytorch-grad-cam"),
-        _cam("hires-cam", cam.hires_cam, "pytorch-grad-cam"),
-        _cam("layer-cam", cam.layer_cam, "pytorch-grad-cam"),
+        _cam("xgrad-cam", cam.xgrad_cam, pytorch_grad_cam={}),
+        _cam("hires-cam", cam.hires_cam, pytorch_grad_cam={}),
+        _cam("layer-cam", cam.layer_cam, pytorch_grad_cam={}),
+        _cam("eigen-cam", matrix_cam.eigen_cam, pytorch_grad_cam={"centred": True}),
+        _cam("eigengrad-cam", matrix_cam.eigengrad_cam, pytorch_grad_cam={"centred": True}),
+        _cam(
+            "score-cam",
+            forward_cam.score_cam,
+            pytorch_grad_cam={"corners": True},
+            tf_keras_vis={"corners": True, "softmax": False},
+        ),
+        _cam("ablation-cam", forward_cam.ablation_cam, pytorch_grad_cam={"magnitude": False}),
+        _cam("recipro-cam", forward_cam.recipro_cam),
+        _cam("layer-conductance", conductance.layer_conductance),
         Method("saliency", gradient.saliency),
         Method("input-x-gradient", gradient.input_x_gradient, signed=True),
         Method("guided-backprop", gradient.guided_backprop),
         Method("deconvnet", gradient.deconvnet),
         Method("integrated-gradients", gradient.integrated_gradients, signed=True),
-        Method("smoothgrad", gradient.smoothgrad, like=("paper",)),
-        Method("guided-grad-cam", guided_cam.guided_grad_cam, layer=True, like=("paper",)),
-        _asking("lime", lime.lime, "lime"),
+        Method("smoothgrad", gradient.smoothgrad, like=_PAPER),
+        Method("guided-grad-cam", guided_cam.guided_grad_cam, layer=True, like=_PAPER),
+        _asking("lime", lime.lime, lime={}),
         _asking("kernel-shap", shapley.kernel_shap),
         _asking("shapley-sampling", shapley.shapley_sampling),
         _asking("rise", rise.rise),

@@ -73,6 +73,13 @@ class Comparison:
         name = name.replace("@", ":")
         if "architecture_code" in self.about["files"]:
             return name if name in self.names else None
+        if self.about["format"] in GRAPHS:  # tensors by their TensorFlow names
+            own = [
+                layer
+                for layer in self.adapter.layers
+                if layer.name.split("/")[0] in (name, f"{name}_1") and layer.kind != "Permute"
+            ]
+            return own[-1].name if own else None
         assert name in self.names
         return name
 
@@ -133,10 +140,9 @@ def compared(name: str) -> Errors:
     """Return the difference of every recorded number from ours, and what it may be."""
     comparison = Comparison(name)
     comparison.predictions()
-    if comparison.about["format"] not in GRAPHS:
-        comparison.activations()
-        comparison.gradients()
-        comparison.cam()
+    comparison.activations()
+    comparison.gradients()
+    comparison.cam()
     return comparison.errors
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 
 import pellucid
 from pellucid.adapters.keras.adapter import KerasAdapter
+from pellucid.adapters.onnx.adapter import OnnxAdapter
 from pellucid.adapters.torch.adapter import TorchAdapter
 from pellucid.errors import MethodError
 from pellucid.methods.gradient import integrated_gradients, smoothgrad
@@ -69,9 +72,9 @@ def test_integrated_gradients_sum_to_the_difference_of_the_scores(name, baseline
     objective = Objective(model)
     found = integrated_gradients(model, x, objective, baseline=baseline, steps=300, rule=rule)
 
-    from pellucid.methods.gradient import _baseline
+    from pellucid.methods.gradient import baseline_of
 
-    origin = np.ascontiguousarray(_baseline(x, baseline))
+    origin = np.ascontiguousarray(baseline_of(x, baseline))
     at_baseline, _ = objective.score(model.run(origin, objective.fetch))
     difference = objective.scores - at_baseline
     np.testing.assert_allclose(found.sum(axis=(1, 2, 3)), difference, rtol=2e-2, atol=2e-3)
@@ -100,30 +103,39 @@ def test_smoothgrad_is_the_mean_over_its_noisy_copies_one_by_one():
     np.testing.assert_allclose(found, total, rtol=1e-4, atol=1e-6)
 
 
+@cache
+def frameworks(name):
+    twin = TWINS[name]
+    x, ours = twin.inputs(2), LAYERS[name]
+    made = TorchAdapter(twin.torch()), KerasAdapter(twin.keras()), OnnxAdapter(twin.onnx())
+    wanted = made[0].run(x, [ours])[ours]
+    same = (layer.name for layer in made[2].layers if layer.shape[1:] == wanted.shape[1:])
+    in_onnx = next(n for n in same if np.allclose(made[2].run(x, [n])[n], wanted, atol=1e-5))
+    return tuple(zip(made, (ours, twin.matched[ours], in_onnx), strict=True))
+
+
 @pytest.mark.parametrize("method", sorted(METHODS))
 @pytest.mark.parametrize("name", ["residual", "conv1d", "conv3d", "two_by_two", "vit"])
-def test_every_method_gives_the_same_in_pytorch_and_keras(method, name):
+def test_every_method_gives_the_same_in_pytorch_keras_and_onnx(method, name):
     twin = TWINS[name]
     x = twin.inputs(2)
     found = METHODS[method]
     options = {"steps": 8} if "steps" in found.parameters else {}
     options |= {"samples": 4} if "samples" in found.parameters else {}
     results = []
-    for model in (TorchAdapter(twin.torch()), KerasAdapter(twin.keras())):
-        model.batch(x)
+    for model, own in frameworks(name):
         pictures = tuple(p.own_layout(a) for p, a in zip(model.inputs, x, strict=True))
         pictures = pictures if len(pictures) > 1 else pictures[0]
-        layer = {}
-        if found.layer:
-            ours = LAYERS[name]
-            layer = {"layer": twin.matched[ours] if isinstance(model, KerasAdapter) else ours}
+        layer = {"layer": own} if found.layer else {}
         results.append(pellucid.explain(model, pictures, method, target=1, **layer, **options))
-    for one, other in zip(*results, strict=True):
+    for one, *others in zip(*results, strict=True):
         scale = np.abs(one.attribution).max()
-        assert one.attribution.shape == other.attribution.shape
-        assert np.abs(one.attribution - other.attribution).max() <= 2e-5 * scale
-        np.testing.assert_allclose(one.heatmap, other.heatmap, atol=1e-3)
-        assert one.score == pytest.approx(other.score, rel=1e-4, abs=1e-5)
+        assert scale > 0
+        for other in others:
+            assert one.attribution.shape == other.attribution.shape
+            assert np.abs(one.attribution - other.attribution).max() <= 2e-5 * scale
+            np.testing.assert_allclose(one.heatmap, other.heatmap, atol=1e-3)
+            assert one.score == pytest.approx(other.score, rel=1e-4, abs=1e-5)
 
 
 LAYERS = {

@@ -11,14 +11,26 @@ from __future__ import annotations
 import hashlib
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from pellucid.adapters.base import Adapter, Array, Batch, Layer, Port, Rectifier, Seed, numbered
+from pellucid.adapters.base import (
+    Adapter,
+    Array,
+    Batch,
+    Layer,
+    Port,
+    Rectifier,
+    Seed,
+    fits,
+    misfit,
+    normalised_moments,
+    numbered,
+)
 from pellucid.adapters.keras.program import Program
 from pellucid.adapters.keras.trace import Recorder, Trace, channels_first, trace
 from pellucid.errors import InputError, UnsupportedError, first_line
@@ -48,6 +60,7 @@ class KerasAdapter(Adapter):
     """
 
     framework = "keras"
+    knows_channels = True
 
     def __init__(
         self,
@@ -123,6 +136,22 @@ class KerasAdapter(Adapter):
             if layer.kind in _SCALING and not layer.container:
                 return True
         return False
+
+    @cached_property
+    def moments(self) -> dict[str, tuple[Array, Array]]:
+        """What its BatchNormalization layers tell of the training data, nested ones included."""
+        return dict(self._moments_in(self.model, ""))
+
+    def _moments_in(self, model: Any, path: str) -> Iterator[tuple[str, tuple[Array, Array]]]:
+        for layer in getattr(model, "layers", ()):
+            name = path + self._renamed.get(layer.name, layer.name)
+            variance = getattr(layer, "moving_variance", None)
+            if variance is None:
+                yield from self._moments_in(layer, f"{name}/")
+            elif name in self._described.named:
+                parts = (getattr(layer, part, None) for part in ("gamma", "beta"))
+                gamma, beta = (None if part is None else np.asarray(part) for part in parts)
+                yield name, normalised_moments(np.asarray(variance), layer.epsilon, gamma, beta)
 
     @property
     def versions(self) -> dict[str, str]:
@@ -229,14 +258,16 @@ class KerasAdapter(Adapter):
 
     # ---- the ONNX form -----------------------------------------------------------------------
 
-    def _form_key(self) -> tuple[str, ...]:
+    @property
+    def form_key(self) -> tuple[str, ...]:
+        """All that the ONNX form follows from: versions and the shapes of the inputs too."""
         from importlib.metadata import PackageNotFoundError, version
 
         try:
             converter = version("tf2onnx")
         except PackageNotFoundError:
             converter = ""
-        return (*super()._form_key(), str(self._described_shapes), converter)
+        return (*super().form_key, str(self._described_shapes), converter)
 
     def _export(self) -> OnnxForm:
         from pellucid.adapters.keras.export import MarkingRecorder, export_trace
@@ -257,8 +288,22 @@ class KerasAdapter(Adapter):
             self._seen = tuple(np.shape(array) for array in own)
         return super().batch(x)
 
-    def _run(self, x: tuple[Array, ...], fetch: tuple[str, ...]) -> dict[str, Array]:
-        return self._program(x, fetch, (), (), "exact")(x, None)[0]
+    def _run(
+        self, x: tuple[Array, ...], fetch: tuple[str, ...], replace: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        program = self._program(x, fetch, (), (), "exact", tuple(replace))
+        for name, array in replace.items():
+            if not fits(array, program.shape(name)):
+                raise misfit(name, array, program.shape(name))
+        try:
+            return program(x, None, tuple(replace.values()))[0]
+        except tf.errors.OpError as error:
+            if not replace:
+                raise
+            raise InputError(
+                f"The network failed on replaced values of {', '.join(replace)}: "
+                + first_line(error)
+            ) from error
 
     def _pullback(
         self,
@@ -287,21 +332,22 @@ class KerasAdapter(Adapter):
         wrt: tuple[str, ...],
         seeded: tuple[str, ...],
         relu: Rectifier,
+        replaced: tuple[str, ...] = (),
     ) -> Program:
         own_shapes = tuple(
             port.own_layout(array).shape[1:] for port, array in zip(self.inputs, x, strict=True)
         )
-        key = (own_shapes, fetch, wrt, seeded, relu)
+        key = (own_shapes, fetch, wrt, seeded, relu, replaced)
         with self._lock:
             if key not in self._programs:
                 if len(self._programs) >= _MOST_PROGRAMS:  # their operations fill the graph
                     self._programs.clear()
                     self._traces.clear()
                 traced = self._trace(own_shapes)
-                for name in (*fetch, *wrt):
+                for name in (*fetch, *wrt, *replaced):
                     if name not in traced.named:
                         raise self.unknown_layer(name)
-                self._programs[key] = Program(traced, fetch, wrt, seeded, relu)
+                self._programs[key] = Program(traced, fetch, wrt, seeded, relu, replaced)
             return self._programs[key]
 
 

@@ -25,7 +25,7 @@ from pellucid.graph.form import Call, OnnxForm, PortForm
 from pellucid.graph.kinds import kind_of
 from pellucid.graph.marking import finished_form
 
-__all__ = ["MarkingRecorder", "export_trace"]
+__all__ = ["MarkingRecorder", "export_trace", "frozen_to_onnx"]
 
 _OPSET = 18
 _DOMAIN = "pellucid"
@@ -177,8 +177,28 @@ def _converted(function: Any, inputs: list[str], outputs: list[str]) -> onnx.Mod
     with found.listening(), tf.device("/cpu:0"):
         try:
             frozen = tf_loader.from_function(function, inputs, outputs)
-            weights = _taken_out(frozen)
-            model = _without_weights(frozen, [*inputs, *weights], outputs)
+        except Exception as error:  # tf2onnx raises whatever its handlers raise
+            raise UnsupportedError(found.message(first_line(error))) from error
+    return frozen_to_onnx(frozen, inputs, outputs)
+
+
+def frozen_to_onnx(graph: Any, inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
+    """Convert a TensorFlow graph without variables.
+
+    Parameters
+    ----------
+    graph : the `GraphDef`; its large kernels are taken out.
+    inputs, outputs : names of tensors.
+
+    Raises
+    ------
+    UnsupportedError : an operation has no ONNX form; the message names it.
+    """
+    found = _Obstacles()
+    with found.listening(), tf.device("/cpu:0"):
+        try:
+            weights = _taken_out(graph)
+            model = _without_weights(graph, [*inputs, *weights], outputs)
         except Exception as error:  # tf2onnx raises whatever its handlers raise
             raise UnsupportedError(found.message(first_line(error))) from error
     if found.operations:

@@ -1,38 +1,23 @@
 """What turns a Keras file of any year, or a SavedModel folder, into a Keras model.
 
-The reader in `legacy` takes files apart and builds them anew, so that none of their code runs. A
-SavedModel that holds no layers, only a graph of operations, is a TensorFlow program, which may
-read and write files; these operations are looked for before it is opened.
+The reader in `legacy` takes files apart and builds them anew, so that none of their code runs.
 """
 
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pellucid.adapters.legacy import LegacyModel, read
+from pellucid.adapters.tensorflow.safety import refuse_unsafe
 from pellucid.errors import LoadError, PellucidError, UnsupportedError, first_line
 
-__all__ = ["Opened", "check_backend", "open_keras"]
+__all__ = ["Opened", "check_backend", "open_as_one_layer", "open_keras"]
 
 _NEEDS = "Keras files need TensorFlow and Keras: install 'pellucid[tensorflow]'."
-_FILE_OPERATORS = frozenset(
-    (
-        "ReadFile", "WriteFile", "MatchingFiles", "PyFunc", "PyFuncStateless", "EagerPyFunc",
-        "SaveV2", "Save", "SaveSlices", "MergeV2Checkpoints", "TextLineReader", "DebugIdentityV3",
-        "WholeFileReader", "WholeFileReaderV2", "TextLineReaderV2", "PrintV2", "SaveDataset",
-        "SaveDatasetV2", "LoadDataset", "TextLineDataset", "TFRecordDataset",
-        "TFRecordDatasetV2", "FixedLengthRecordDatasetV2", "DatasetToTFRecord", "RpcCall",
-        "WriteSummary", "CreateSummaryFileWriter", "WriteGraphSummary", "WriteImageSummary",
-        "LoadLibrary", "CacheDataset", "CacheDatasetV2", "SnapshotDatasetV2",
-    )
-)  # fmt: skip
-_CHECKPOINT = re.compile(r"^__inference__traced_(save|restore)_\d+$")
-_SAVING = frozenset(("SaveV2", "MergeV2Checkpoints"))
 
 
 @dataclass(frozen=True)
@@ -61,29 +46,21 @@ def open_keras(
     replace: Mapping[str, Any] | None = None,
     allow_code: bool = False,
 ) -> Opened:
-    """Open a Keras file of any year, or a SavedModel folder; the parameters are those of `load`.
+    """Open a Keras file of any year, or a SavedModel with layers; parameters as for `load`.
 
     Raises
     ------
     LoadError : it is damaged, no Keras model, or needs code that was not given.
     UnsupportedError : Keras is not installed, or runs on another backend than TensorFlow.
     """
-    graph = path.is_dir() and (path / "saved_model.pb").is_file()
     try:
         legacy = read(path, weights, architecture, backend)
         return _built(legacy, custom_objects, replace, allow_code)
-    except UnsupportedError as error:
-        if not graph or "no Keras layers" not in str(error):
-            raise
-        return Opened(_as_one_layer(path, allow_code))
     except LoadError as error:
-        if replace or architecture is not None:
+        subclassed = path.suffix == ".keras" and "is a subclassed model" in str(error)
+        if not custom_objects or not subclassed or replace or architecture is not None:
             raise
-        if custom_objects and path.suffix == ".keras" and "is a subclassed model" in str(error):
-            return Opened(_of_its_class(path, custom_objects, allow_code))
-        if not graph:
-            raise
-        return _program(path, error, allow_code)
+        return Opened(_of_its_class(path, custom_objects, allow_code))
 
 
 def _built(
@@ -134,16 +111,6 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith(".") else ".")
 
 
-def _program(path: Path, reason: LoadError, allow_code: bool) -> Opened:
-    """Open a SavedModel whose layers cannot be built; its program still runs."""
-    try:
-        model = _as_one_layer(path, allow_code)
-    except LoadError as error:
-        raise reason from error
-    note = f"Its layers are out of reach, only the output can be explained: {first_line(reason)}"
-    return Opened(model, notes=(note,))
-
-
 def _imported(name: str) -> Any:
     try:
         return importlib.import_module(name)
@@ -166,28 +133,19 @@ def _refuse_unsafe(path: Path) -> None:
         raise LoadError(
             f"{path} holds a damaged saved_model.pb ({first_line(error)}). Save it again."
         ) from error
-    for graph in proto.meta_graphs:
-        functions = graph.graph_def.library.function
-        saving = {f.signature.name for f in functions if _CHECKPOINT.match(f.signature.name)}
-        for function in functions:
-            for node in function.node_def:
-                own = function.signature.name in saving and node.op in _SAVING
-                calls = {a.func.name for a in node.attr.values() if a.HasField("func")} & saving
-                if (node.op in _FILE_OPERATORS and not own) or calls:
-                    raise LoadError(
-                        f"{path} is refused: its program uses the operator {node.op}, which "
-                        "reaches outside it. Give allow_code=True if you trust it."
-                    )
-        for node in graph.graph_def.node:
-            if node.op in _FILE_OPERATORS - _SAVING:
-                raise LoadError(
-                    f"{path} is refused: its program uses the operator {node.op}, which reaches "
-                    "outside it. Give allow_code=True if you trust it."
-                )
+    refuse_unsafe(path, [meta.graph_def for meta in proto.meta_graphs])
 
 
-def _as_one_layer(path: Path, allow_code: bool) -> Any:
-    """Make a model of one layer of the signature `serving_default`."""
+def open_as_one_layer(path: Path, allow_code: bool) -> Any:
+    """Make a Keras model of one layer of a SavedModel's signature `serving_default`.
+
+    For programs that have no ONNX form: they still run, and have a gradient at the input.
+
+    Raises
+    ------
+    LoadError : it is damaged, has no such signature, or reaches outside itself.
+    UnsupportedError : TensorFlow or Keras is not installed.
+    """
     if not allow_code:
         _refuse_unsafe(path)
     if (keras := _imported("keras")) is None:

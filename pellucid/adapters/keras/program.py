@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from pellucid.adapters.base import Array, Rectifier, Seed, numbered
 from pellucid.adapters.keras.rectifiers import bent_rectifiers
-from pellucid.adapters.keras.trace import Trace
+from pellucid.adapters.keras.trace import Trace, channels_first
 
 __all__ = ["Program"]
 
@@ -31,8 +31,10 @@ class Program:
         wrt: tuple[str, ...],
         seeded: tuple[str, ...],
         relu: Rectifier,
+        replaced: tuple[str, ...] = (),
     ) -> None:
         self._traced, self._fetch, self._wrt, self._seeded = traced, fetch, wrt, seeded
+        self._replaced = replaced
         self._seed: Seed | None = None
         self._given: Mapping[str, Array] = {}
         self._error: BaseException | None = None
@@ -55,17 +57,30 @@ class Program:
                     )
                 gradients = [tf.cast(tf.convert_to_tensor(g), tf.float32) for g in gradients]
         # Without a signature every call would first fail on one, and print its arguments to say so.
-        signature = tuple(tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in traced.inputs)
-        return traced.function.prune(
-            traced.inputs, [*values, *gradients], input_signature=(signature, {})
-        )
+        feeds = [*traced.inputs, *(traced.named[name][0] for name in self._replaced)]
+        signature = tuple(tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in feeds)
+        return traced.function.prune(feeds, [*values, *gradients], input_signature=(signature, {}))
 
-    def __call__(self, x: Sequence[Array], seed: Seed | None) -> Answer:
-        """Answer for a batch: values, gradients, and the cotangents that the seed gave."""
+    def shape(self, name: str) -> tuple[int | None, ...]:
+        """Return the shape of a named tensor, channels first."""
+        tensor, order = self._traced.named[name]
+        return channels_first(tensor.shape, order)
+
+    def __call__(
+        self, x: Sequence[Array], seed: Seed | None, replace: Sequence[Array] = ()
+    ) -> Answer:
+        """Answer for a batch: values, gradients, and the cotangents that the seed gave.
+
+        `replace` holds the values of the replaced layers.
+        """
         self._seed, self._given, self._error = seed, {}, None
         arguments = [
             tf.convert_to_tensor(self._own(numbered("input", i), array), tensor.dtype)
             for i, (array, tensor) in enumerate(zip(x, self._traced.inputs, strict=True))
+        ]
+        arguments += [
+            tf.convert_to_tensor(self._own(name, array), self._traced.named[name][0].dtype)
+            for name, array in zip(self._replaced, replace, strict=True)
         ]
         try:
             results = [result.numpy() for result in self._function(*arguments)]

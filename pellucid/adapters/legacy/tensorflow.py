@@ -24,7 +24,7 @@ from pellucid.adapters.legacy.variables import variables
 from pellucid.adapters.legacy.weights import Found, assemble, complete, takes_weights
 from pellucid.errors import UnsupportedError
 
-__all__ = ["Checkpoint", "assign_checkpoint", "open_saved_model", "prefix_of"]
+__all__ = ["Checkpoint", "assign_checkpoint", "open_saved_model", "prefix_of", "saved_with"]
 
 _MAGIC = 0xDB4775248B80FB57
 _TYPES = {
@@ -228,6 +228,16 @@ def open_saved_model(folder: Path) -> tuple[Config, Checkpoint, str]:
             f"{name}: this SavedModel holds a graph of operations and no Keras layers."
         )
     return json.loads(text), Checkpoint(checkpoint), version
+
+
+def saved_with(folder: Path) -> str:
+    """Return the version of TensorFlow that wrote a SavedModel, or "" where it does not say it."""
+    try:
+        graph = (folder / "saved_model.pb").read_bytes()
+        meta = dict(_fields(next((v for n, v in _fields(graph) if n == 2), b"")))
+        return str(dict(_fields(meta.get(1, b""))).get(5, b"").decode())
+    except (OSError, ValueError, IndexError, AttributeError, TypeError):
+        return ""
 
 
 def _metadata(folder: Path, meta: dict[int, Any]) -> str:

@@ -12,18 +12,30 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import onnx
 from onnx import ModelProto, external_data_helper
 
-from pellucid.adapters.base import Adapter, Array, Layer, Port, Rectifier, Seed, numbered
+from pellucid.adapters.base import (
+    Adapter,
+    Array,
+    Layer,
+    Port,
+    Rectifier,
+    Seed,
+    fits,
+    misfit,
+    normalised_moments,
+    numbered,
+)
 from pellucid.adapters.onnx.files import checked, fingerprint_of, read_onnx
 from pellucid.adapters.onnx.graph import Head, head_of, logits_nodes, read_layers
 from pellucid.adapters.onnx.sessions import open_session
 from pellucid.errors import InputError, LayerError, UnsupportedError, first_line
 from pellucid.graph import protobuf
+from pellucid.graph.axes import channel_axes
 from pellucid.graph.form import OnnxForm, PortForm
 from pellucid.graph.pullback import OnnxPullback, Recorded
 
@@ -50,6 +62,8 @@ class OnnxAdapter(Adapter):
     source : where the model came from, for messages.
     device : None (CUDA if onnxruntime offers it), "cpu", "cuda" or "cuda:1".
     folder : where the model's external data lies, if it is not in memory.
+    layouts : permutations of axes from channels first to the layout of inputs and outputs, by
+        tensor; None tells them from the shapes.
 
     Raises
     ------
@@ -58,6 +72,7 @@ class OnnxAdapter(Adapter):
     """
 
     framework: ClassVar[str] = "onnx"
+    engine: ClassVar[Literal["native", "onnx"]] = "onnx"
 
     def __init__(
         self,
@@ -68,12 +83,14 @@ class OnnxAdapter(Adapter):
         source: str = "",
         device: str | None = None,
         folder: Path | None = None,
+        layouts: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         super().__init__(labels=labels, preprocess=preprocess, source=source)
         self.model = model
         self.device = device
         self._folder = folder
-        self._sessions: OrderedDict[frozenset[str], Any] = OrderedDict()
+        self._layouts = layouts
+        self._sessions: OrderedDict[Any, Any] = OrderedDict()
         self._pullbacks: OrderedDict[Any, OnnxPullback] = OrderedDict()
         self._seeded: dict[Any, tuple[str, ...]] = {}
         self._lock = threading.RLock()
@@ -139,6 +156,11 @@ class OnnxAdapter(Adapter):
             name=Path(self.source).name or self.model.graph.name,
         )
 
+    def in_form(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Return the tensor that a name stands for, and its layout: see `Adapter.in_form`."""
+        own = self._ports[name].to_own if name in self._ports else self._own_axes(name)
+        return self.tensor(name), own
+
     @property
     def versions(self) -> dict[str, str]:
         """Versions of onnx and onnxruntime."""
@@ -163,14 +185,37 @@ class OnnxAdapter(Adapter):
                 return False
             name = node.output[0]
 
+    @cached_property
+    def moments(self) -> dict[str, tuple[Array, Array]]:
+        """What its BatchNormalization nodes tell of the training data, where any are left.
+
+        Exporters like to fold them into the convolutions before them; then nothing is left.
+        """
+        names = {tensor: name for name, (_, tensor) in self._layers.items()}
+        fixed = protobuf.constants(self.model.graph)
+        found = {}
+        for node in self.model.graph.node:
+            if node.op_type != "BatchNormalization" or node.output[0] not in names:
+                continue
+            arrays = [fixed[name] for name in node.input[1:] if name in fixed]
+            inside = [a for a in arrays if a.data_location != onnx.TensorProto.EXTERNAL]
+            if len(inside) != 4:
+                continue
+            gamma, beta, _, variance = (onnx.numpy_helper.to_array(array) for array in inside)
+            epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+            found[names[node.output[0]]] = normalised_moments(variance, epsilon, gamma, beta)
+        return found
+
     # ---- values --------------------------------------------------------------------------------
 
-    def _run(self, x: tuple[Array, ...], fetch: tuple[str, ...]) -> dict[str, Array]:
+    def _run(
+        self, x: tuple[Array, ...], fetch: tuple[str, ...], replace: Mapping[str, Array]
+    ) -> dict[str, Array]:
         tensors = {name: self.tensor(name) for name in fetch}
-        values = self._feeds(x)
+        values = self._feeds(x) | self._replaced(replace)
         computed = frozenset(tensor for tensor in tensors.values() if tensor not in values)
         if computed:
-            session = self._session(computed)
+            session = self._session(computed, frozenset(map(self.tensor, replace)))
             names = sorted(computed)
             feed = {value.name: values[value.name] for value in session.get_inputs()}
             try:
@@ -182,6 +227,24 @@ class OnnxAdapter(Adapter):
             values |= dict(zip(names, results, strict=True))
         return {name: self._channels_first(name, values[tensors[name]]) for name in fetch}
 
+    def _replaced(self, replace: Mapping[str, Array]) -> dict[str, Any]:
+        """Return replaced values by tensor, as the graph holds them."""
+        values = {}
+        for name, array in replace.items():
+            tensor = self.tensor(name)
+            shape = self._shapes.get(tensor)
+            if shape and not fits(array, (None, *shape[1:])):
+                raise misfit(name, array, shape)
+            values[tensor] = self._in_own(name, array)
+        return values
+
+    def _in_own(self, name: str, array: Array) -> Array:
+        """Give an array for a name the layout of its tensor."""
+        if name in self._ports:
+            return self._ports[name].own_layout(array)
+        axes = self._own_axes(name)
+        return array.transpose(axes) if len(axes) == array.ndim else array
+
     def _feeds(self, x: tuple[Array, ...]) -> dict[str, Any]:
         """Return what the graph's inputs take: own names, own layouts, own element types."""
         pairs = zip(self.inputs, x, strict=True)
@@ -192,7 +255,21 @@ class OnnxAdapter(Adapter):
         if not isinstance(value, np.ndarray):
             raise LayerError(f"The value of {name!r} is no tensor; fetch another layer.")
         array = np.asarray(value, np.float32)
-        return self._ports[name].channels_first(array) if name in self._ports else array
+        if name in self._ports:
+            return self._ports[name].channels_first(array)
+        axes = self._own_axes(name)
+        return array.transpose(np.argsort(axes)) if len(axes) == array.ndim else array
+
+    def _own_axes(self, name: str) -> tuple[int, ...]:
+        """Return the permutation from channels first to the axes of a layer's tensor.
+
+        A tensor that is asked for by its own name comes as it is.
+        """
+        if name in self._layers:
+            return self._axes.get(self._layers[name][1], ())
+        if name in self._tensor_names or name in self._ports or name not in self.graph:
+            return ()
+        return tuple(self.graph[name].to_own)
 
     # ---- gradients -----------------------------------------------------------------------------
 
@@ -220,7 +297,7 @@ class OnnxAdapter(Adapter):
             recorded = self._forward(pullback, feeds)
         cotangents: dict[str, Any] = {}
         for name, array in given.items():  # two names may stand for one tensor
-            own = self._ports[name].own_layout(array) if name in self._ports else array
+            own = self._in_own(name, array)
             cotangents[tensors[name]] = cotangents.get(tensors[name], 0) + own
         gradients = pullback.backward(recorded, cotangents)
         return values, {n: self._channels_first(n, gradients[tensors[n]]) for n in wrt}
@@ -292,7 +369,12 @@ class OnnxAdapter(Adapter):
 
     @cached_property
     def _layers(self) -> dict[str, tuple[Layer, str]]:
-        return read_layers(self.model, self._shapes)
+        return read_layers(self.model, self._shapes, self._axes)
+
+    @cached_property
+    def _axes(self) -> dict[str, tuple[int, ...]]:
+        known = {port.own_name: port.to_own for port in self.inputs}
+        return channel_axes(self.model.graph, known, self._shapes)
 
     @cached_property
     def _tensor_names(self) -> frozenset[str]:
@@ -334,9 +416,14 @@ class OnnxAdapter(Adapter):
             )
         own = protobuf.dimensions(value) or self._shapes.get(value.name, ())
         own = (None, *own[1:]) if own else ()
-        last = self._channels_last(own) if stem == "input" else self._image_channels_last
+        if stem == "input":
+            last = self._channels_last(own)
+        else:  # (N, K, 1, 1) is classes and no picture of K rows
+            last = self._image_channels_last and any(size != 1 for size in own[2:])
         rank = len(own)
         to_own = (0, *range(2, rank), 1) if last and rank >= 4 else ()
+        if self._layouts is not None:
+            to_own = self._layouts.get(value.name, ())
         shape = tuple(own[axis] for axis in np.argsort(to_own)) if to_own else own
         dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         activation = self._heads[value.name].activation if stem == "output" else None
@@ -353,18 +440,21 @@ class OnnxAdapter(Adapter):
 
     # ---- sessions ------------------------------------------------------------------------------
 
-    def _session(self, wanted: frozenset[str]) -> Any:
-        if wanted <= {value.name for value in self.model.graph.output}:
+    def _session(self, wanted: frozenset[str], given: frozenset[str] = frozenset()) -> Any:
+        """Return the session that computes some tensors, from given ones if there are any."""
+        if not given and wanted <= {value.name for value in self.model.graph.output}:
             return self._plain
-        if wanted not in self._sessions:
-            part = protobuf.cut(self.model, sorted(wanted), self._extra(wanted))
-            self._sessions[wanted] = open_session(
+        key = (wanted, given)
+        if key not in self._sessions:
+            extra = self._extra(wanted)
+            part = protobuf.cut(self.model, sorted(wanted), extra, given=sorted(given))
+            self._sessions[key] = open_session(
                 part, source=self._named, device=self.device, folder=self._folder
             )
             if len(self._sessions) > _KEPT_SESSIONS:
                 self._sessions.popitem(last=False)
-        self._sessions.move_to_end(wanted)
-        return self._sessions[wanted]
+        self._sessions.move_to_end(key)
+        return self._sessions[key]
 
     def _extra(self, wanted: Collection[str]) -> list[onnx.NodeProto]:
         """Return the nodes that give logits the shape and the axes of their output."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
@@ -62,7 +63,8 @@ def head_of(graph: GraphProto, output: str) -> Head:
             return Head(ACTIVATIONS[node.op_type], node.input[0], tuple(reversed(tail)))
         if node.op_type not in _TRANSPARENT or name != node.output[0]:
             break
-        tail.append(node)
+        if node.op_type != "Identity":
+            tail.append(node)
         name = node.input[0]
     return Head(None, output)
 
@@ -89,8 +91,19 @@ def logits_nodes(head: Head, name: str) -> list[NodeProto]:
 # ---- layers ---------------------------------------------------------------------------------
 
 
-def read_layers(model: ModelProto, known: Mapping[str, Shape]) -> dict[str, tuple[Layer, str]]:
+def read_layers(
+    model: ModelProto,
+    known: Mapping[str, Shape],
+    axes: Mapping[str, tuple[int, ...]] | None = None,
+) -> dict[str, tuple[Layer, str]]:
     """Return `{layer name: (layer, tensor name)}` in the order of the nodes.
+
+    Parameters
+    ----------
+    model : the model.
+    known : shapes of its tensors.
+    axes : permutations from channels first to a tensor's own axes, as `channel_axes` gives them;
+        None where all have their channels second.
 
     Nodes that do not depend on the values of an input (weights prepared in the graph, shape
     arithmetic) are bookkeeping and no layers.
@@ -118,7 +131,9 @@ def read_layers(model: ModelProto, known: Mapping[str, Shape]) -> dict[str, tupl
         while name in found:
             count += 1
             name = f"{base}:{count}"
-        shown = (None, *shape[1:]) if shape else ()
+        own = axes.get(tensor, ()) if axes else ()
+        shown = tuple(shape[axis] for axis in np.argsort(own)) if len(own) == len(shape) else shape
+        shown = (None, *shown[1:]) if shown else ()
         found[name] = (Layer(name, kind, shown, layout, node.op_type), tensor)
     return found
 

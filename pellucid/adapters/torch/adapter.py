@@ -14,7 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pellucid.adapters.base import Adapter, Array, Batch, Layer, Port, Rectifier, Seed, numbered
+from pellucid.adapters.base import (
+    Adapter,
+    Array,
+    Batch,
+    Layer,
+    Port,
+    Rectifier,
+    Seed,
+    normalised_moments,
+    numbered,
+)
 from pellucid.adapters.torch.observe import (
     FinalActivations,
     Keeper,
@@ -103,23 +113,57 @@ class TorchAdapter(Adapter):
         return bool(leaves) and leaves[0].framework_class.lower().startswith(("normaliz", "rescal"))
 
     @property
+    def moments(self) -> dict[str, tuple[Array, Array]]:
+        """What its batch normalisations tell of the training data."""
+        found = {}
+        known = {layer.name for layer in self.layers}
+        for name, module in self.module.named_modules():
+            variance = getattr(module, "running_var", None)
+            if name in known and isinstance(variance, Tensor):
+                gamma, beta = (
+                    None if part is None else part.detach().cpu().float().numpy()
+                    for part in (getattr(module, "weight", None), getattr(module, "bias", None))
+                )
+                epsilon = float(getattr(module, "eps", 1e-5))
+                spread = variance.detach().cpu().float().numpy()
+                found[name] = normalised_moments(spread, epsilon, gamma, beta)
+        return found
+
+    @property
     def versions(self) -> dict[str, str]:
         """The version of torch."""
         return {"torch": torch.__version__}
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the printed architecture and of every weight; computed anew on change."""
+        """SHA-256 of the architecture and of every weight; computed anew on change."""
         tensors = [*self.module.named_parameters(), *self.module.named_buffers()]
         state = [(t.data_ptr(), -1 if t.is_inference() else t._version) for _, t in tensors]
         if self._hashed[0] != state:
-            digest = hashlib.sha256(str(self.module).encode())
+            digest = hashlib.sha256(self._architecture().encode())
             for name, tensor in tensors:
                 digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
                 flat = tensor.detach().cpu().contiguous().reshape(-1)
                 digest.update(flat.view(torch.uint8).numpy().data)
             self._hashed = (state, digest.hexdigest())
         return self._hashed[1]
+
+    def _architecture(self) -> str:
+        """Write down all that the module says of itself: its parts and their settings."""
+        settings = {
+            name: {k: v for k, v in sorted(vars(module).items()) if _is_setting(k, v)}
+            for name, module in self.module.named_modules()
+        }
+        return f"{self.module}{settings}"
+
+    def _code(self) -> str:
+        """Hash what the modules do when they are called, as far as it is in their own class."""
+        digest = hashlib.sha256()
+        for kind in dict.fromkeys(type(module) for module in self.module.modules()):
+            if code := getattr(kind.forward, "__code__", None):
+                constants = [value for value in code.co_consts if _is_plain(value)]
+                digest.update(code.co_code + f"{code.co_names}{constants}".encode())
+        return digest.hexdigest()
 
     @cached_property
     def names(self) -> dict[str, nn.Module]:
@@ -157,10 +201,13 @@ class TorchAdapter(Adapter):
 
     # ---- the ONNX form -----------------------------------------------------------------------
 
-    def _form_key(self) -> tuple[str, ...]:
+    @property
+    def form_key(self) -> tuple[str, ...]:
+        """All that the ONNX form follows from: versions and the shapes of the inputs too."""
         from importlib.metadata import version
 
-        return (*super()._form_key(), str(self._probe.shapes), version("onnxscript"))
+        shapes = str(self._probe.shapes)
+        return (*super().form_key, self._code(), shapes, version("onnxscript"))
 
     def _export(self) -> OnnxForm:
         from pellucid.adapters.torch.export import export_module
@@ -172,9 +219,11 @@ class TorchAdapter(Adapter):
 
     # ---- computing ---------------------------------------------------------------------------
 
-    def _run(self, x: tuple[Array, ...], fetch: tuple[str, ...]) -> dict[str, Array]:
+    def _run(
+        self, x: tuple[Array, ...], fetch: tuple[str, ...], replace: Mapping[str, Array]
+    ) -> dict[str, Array]:
         with self._lock, torch.no_grad(), undisturbed(self.module):
-            found = self._forward(x, Keeper(fetch))
+            found = self._forward(x, Keeper(fetch, replace=replace))
             return {name: _numpy(found[name].value) for name in fetch}
 
     def _pullback(
@@ -198,7 +247,8 @@ class TorchAdapter(Adapter):
             keeper.keep(numbered("input", index), tensor)
             for index, tensor in enumerate(self._tensors(x))
         ]
-        called = {base for name in keeper.wanted for base in (name, name.rpartition(":")[0])}
+        names = (*keeper.wanted, *keeper.replace)
+        called = {base for name in names for base in (name, name.rpartition(":")[0])}
         modules = {name: m for name, m in self.names.items() if name in called}
         logits = [name for name in keeper.wanted if name.startswith("logits")]
         if logits and any(port.activation for port in self.outputs):
@@ -221,7 +271,7 @@ class TorchAdapter(Adapter):
                 keeper.keep(numbered("logits", index), output)
             elif numbered("logits", index) in keeper.wanted:
                 keeper.found[numbered("logits", index)] = activations.calls[call][1]
-        if missing := keeper.wanted - keeper.found.keys():
+        if missing := (keeper.wanted - keeper.found.keys()) | (keeper.replace.keys() - keeper.met):
             raise self.unknown_layer(min(missing))
         return keeper.found
 
@@ -270,6 +320,17 @@ def _backward(
         torch.zeros_like(found[name].value) if (g := gradients.get(name)) is None else g
         for name in wrt
     ]
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    """Whether an attribute of a module is a plain value that its author set."""
+    return not name.startswith("_") and name != "training" and _is_plain(value)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_plain(part) for part in value)
+    return value is None or isinstance(value, bool | int | float | str | bytes)
 
 
 def _is_integer(array: Any) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from pellucid.adapters.base import numbered
+from pellucid.adapters.base import Array, fits, misfit, numbered
 
 __all__ = [
     "FinalActivations",
@@ -73,12 +73,20 @@ class Keeper:
     ----------
     wanted : names to keep.
     differentiable : those among them at which a gradient will be asked for.
+    replace : values that take the place of what a module returns.
     """
 
-    def __init__(self, wanted: Collection[str], differentiable: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        wanted: Collection[str],
+        differentiable: Collection[str] = (),
+        replace: Mapping[str, Array] | None = None,
+    ) -> None:
         self.wanted = frozenset(wanted)
         self.differentiable = frozenset(differentiable)
+        self.replace = dict(replace or {})
         self.found: dict[str, Kept] = {}
+        self.met: set[str] = set()  # what has been replaced
 
     def keep(self, name: str, tensor: Tensor, in_place: bool = False) -> Tensor:
         """Keep a tensor if it is wanted and return the one to go on with."""
@@ -90,7 +98,22 @@ class Keeper:
     def visit(self, name: str, module: nn.Module, output: Any) -> Any:
         """Keep the first tensor of a module's output; return the output to go on with."""
         in_place = bool(getattr(module, "inplace", False))
-        return _with_first(output, lambda tensor: self.keep(name, tensor, in_place))
+
+        def seen(tensor: Tensor) -> Tensor:
+            return self.keep(name, self._replaced(name, tensor, in_place), in_place)
+
+        return _with_first(output, seen)
+
+    def _replaced(self, name: str, tensor: Tensor, in_place: bool) -> Tensor:
+        """Return the values that the network is to go on with."""
+        if name not in self.replace:
+            return tensor
+        self.met.add(name)
+        if not fits(self.replace[name], tensor.shape):
+            raise misfit(name, self.replace[name], tensor.shape)
+        given = torch.tensor(self.replace[name]).to(tensor)
+        same = in_place and given.shape == tensor.shape
+        return tensor.copy_(given) if same else given
 
 
 class FinalActivations(TorchFunctionMode):

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pellucid.adapters.base import Adapter, Array
 from pellucid.errors import MethodError
+from pellucid.methods.batching import MEMORY, rows_within
 from pellucid.methods.objective import Objective
 from pellucid.methods.perturbation.composing import Codes, Composer, HiddenSegments, digest
 from pellucid.methods.perturbation.details import Labels, Numbers
@@ -28,11 +29,8 @@ from pellucid.methods.perturbation.progress import Bar, no_bar
 from pellucid.methods.perturbation.replacement import replacement
 from pellucid.methods.perturbation.segments import segmented
 
-__all__ = ["MEMORY", "Source", "Subject", "forget"]
+__all__ = ["Source", "Subject", "forget"]
 
-MEMORY = 512 * 2**20
-
-_ACTIVATIONS = 16  # activations alive at a time, in units of the input: the usual CNN
 _ROWS = 32  # larger batches are no faster in any engine measured
 _KEPT_ROW = 4096  # numbers in a prediction that is kept
 _KEPT = 64 * 2**20  # bytes of predictions that are kept for each image
@@ -104,8 +102,6 @@ class Subject:
         memory: int = MEMORY,
         bar: Bar = no_bar,
     ) -> None:
-        if not isinstance(memory, int) or isinstance(memory, bool) or memory < 1:
-            raise MethodError(f"memory={memory!r} is no number of bytes.")
         self.model, self.objective, self.index, self.bar = model, objective, index, bar
         self.picture, self.given, self.source, self.seed = picture, given, source, seed
         self.inputs = tuple(array[index : index + 1] for array in x)
@@ -116,8 +112,7 @@ class Subject:
                 f"The score of the image itself is {self.score}: does the network return finite "
                 "values, and is the preprocessing right?"
             )
-        each = _ACTIVATIONS * sum(array.nbytes for array in self.inputs)
-        self.rows = model.fixed_batch or max(1, min(_ROWS, memory // max(each, 1)))
+        self.rows = model.fixed_batch or min(_ROWS, rows_within(model, self.inputs[0], memory))
         self.predictions, self.reused = 1, 0
         self.interrupted = False
 
