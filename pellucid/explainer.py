@@ -6,6 +6,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass, replace
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from pellucid.images import Prepared, resize_map
 from pellucid.methods.cam import LIKE, CamStyle, maximum_of_layers, mean_of_layers
 from pellucid.methods.objective import Objective, Space, probabilities
 from pellucid.methods.registry import Method, method_named
+from pellucid.perturbing import Asking, asked, region_fields
+from pellucid.region_explanation import RegionExplanation
 
 __all__ = ["adapter_of", "explain"]
 
@@ -37,7 +40,7 @@ def explain(
     like: str | None = None,
     seed: int = 0,
     top: int = 5,
-    engine: Engine = "native",
+    engine: Engine | None = None,
     **options: Any,
 ) -> Explanation | list[Explanation]:
     """Explain what a network sees in images.
@@ -52,7 +55,9 @@ def explain(
         `"eigen-cam"`, `"eigengrad-cam"`, `"score-cam"`, `"ablation-cam"`, `"recipro-cam"`,
         `"layer-conductance"`;
         `"saliency"`, `"input-x-gradient"`, `"guided-backprop"`, `"deconvnet"`,
-        `"integrated-gradients"`, `"smoothgrad"`; `"guided-grad-cam"`.
+        `"integrated-gradients"`, `"smoothgrad"`; `"guided-grad-cam"`. By predictions alone:
+        `"lime"`, `"kernel-shap"`, `"shapley-sampling"`, `"rise"`, `"occlusion"`,
+        `"hierarchical-occlusion"`, `"sobol"`; and `"meaningful-perturbation"`.
     target : class index, label, None for the top class of each image; `pellucid.Contrast("cat",
         "dog")` for one class rather than another, `Counterfactual`, `Region`, `Detection`; a list
         of those (one per image); an array over the output, or a function from the output to
@@ -66,7 +71,8 @@ def explain(
     engine : what computes. `"native"`: the model's own framework, the reference. `"onnx"`:
         onnxruntime, on the model's ONNX export, which is made if need be and kept. `"auto"`:
         onnxruntime if an export is at hand and agrees with the framework, see
-        `pellucid.adapters.engine`. ONNX files are always computed by onnxruntime.
+        `pellucid.adapters.engine`. ONNX files are always computed by onnxruntime. None:
+        `"native"`, but `"auto"` for the methods that ask for many predictions.
     options : of the method, see `pellucid.methods`. Class activation maps: `relu` (True);
         `fuse`, how several layers become one map (`"mean"` or `"max"`).
 
@@ -86,7 +92,17 @@ def explain(
     """
     began = time.perf_counter()
     adapter = adapter_of(model)
+    prepared: Prepared
     found = method_named(method)
+    if found.perturbs:
+        _check_like(found, like)
+        if layer is not None:
+            raise MethodError(f"{method} explains the input itself: leave layer= out.")
+        asking = Asking.of(found, like, options, seed)
+        prepared = adapter.prepare(images)
+        by_default: Engine = "native" if like or adapter.framework == "function" else "auto"
+        adapter, chosen = engine_for(adapter, engine or by_default)
+        return _by_perturbation(adapter, prepared, target, space, asking, top, began, chosen)
     style = _style(found, like, options.get("fuse"))
     keywords = found.checked(options, () if found.pixels else ("fuse",))
     if "seed" in found.parameters:
@@ -94,8 +110,8 @@ def explain(
     if like is not None and "relu" in found.parameters:
         keywords = {"relu": style.relu, **keywords}
     keywords = {**found.like.get(like or "paper", {}), **keywords}
-    prepared: Prepared = adapter.prepare(images)
-    adapter, chosen = engine_for(adapter, engine)
+    prepared = adapter.prepare(images)
+    adapter, chosen = engine_for(adapter, engine or "native")
     objective = Objective(adapter, target, space)
     layers, reason = _layers(adapter, style, layer) if found.layer else ((), None)
     if not found.layer and layer is not None:
@@ -132,7 +148,8 @@ def adapter_of(model: Any) -> Adapter:
     """Return the adapter of a model; that of a live model is kept as long as the model lives."""
     if isinstance(model, Adapter):
         return model
-    if isinstance(model, str) or not hasattr(model, "__weakref__"):
+    kept = hasattr(model, "__weakref__") or isinstance(model, FunctionType)
+    if isinstance(model, str) or not kept:
         return load(model)
     adapter = _live.get(model)
     if adapter is None:  # it must not keep the model alive, or the entry would never go
@@ -154,16 +171,83 @@ def _class_probabilities(objective: Objective) -> Array:
 
 def _style(method: Method, like: str | None, fuse: str | None) -> CamStyle:
     """Choose how maps become the array."""
-    if like is not None and like not in method.like:
-        raise MethodError(
-            f"like={like!r}: {method.name} does not know this library. {nearest(like, method.like)}"
-        )
+    _check_like(method, like)
     style = LIKE[like or "paper"]
     if fuse is None:
         return style
     if fuse not in _FUSIONS:
         raise MethodError(f"fuse={fuse!r} is unknown: 'mean' or 'max'.")
     return replace(style, finish=_FUSIONS[fuse])
+
+
+def _check_like(method: Method, like: str | None) -> None:
+    if like is not None and like not in method.like:
+        raise MethodError(
+            f"like={like!r}: {method.name} does not know this library. {nearest(like, method.like)}"
+        )
+
+
+def _by_perturbation(
+    adapter: Adapter,
+    prepared: Prepared,
+    target: Any,
+    space: Space,
+    asking: Asking,
+    top: int,
+    began: float,
+    chosen: str,
+) -> Explanation | list[Explanation]:
+    """Explain images by a method that asks for predictions, one after the other.
+
+    Ctrl-C ends the image at hand with what is known of it, and leaves those after it out.
+    """
+    objective = Objective(adapter, target, space)
+    objective.settle(prepared.batch)
+    by_class = _class_probabilities(objective)
+    options = {k: v for k, v in asking.options.items() if k != "progress"}
+    explanations: list[Explanation] = []
+    for index in range(len(prepared)):
+
+        def another(other: Any, image: int = index) -> RegionExplanation:
+            alone = replace(
+                prepared,
+                batch=tuple(array[image : image + 1] for array in prepared.batch),
+                pictures=[prepared.pictures[image]],
+                single=True,
+            )
+            now = time.perf_counter()
+            made = _by_perturbation(adapter, alone, other, space, asking, top, now, chosen)
+            assert isinstance(made, RegionExplanation)
+            return made
+
+        try:
+            finding, interrupted = asked(adapter, prepared, objective, index, asking)
+        except KeyboardInterrupt:
+            if not explanations:
+                raise
+            break
+        fields = region_fields(finding, prepared, index, interrupted)
+        if prepared.preprocess is not None and prepared.preprocess.assumed:
+            fields["notes"] += (f"Preprocessing: {prepared.preprocess.reason}.",)
+        fields["notes"] += adapter.notes
+        seconds = time.perf_counter() - began
+        explanations.append(
+            RegionExplanation(
+                method=asking.method.name,
+                space=space,
+                options={"like": asking.like, **options} if asking.like else options,
+                provenance={
+                    **_provenance(adapter, prepared, asking.seed, seconds),
+                    **({"engine_reason": chosen} if chosen else {}),
+                },
+                another=another,
+                **_answer(adapter, objective, index, by_class[index], top),
+                **fields,
+            )
+        )
+        if interrupted:
+            break
+    return explanations[0] if prepared.single else explanations
 
 
 def _layers(

@@ -228,6 +228,14 @@ class Explanation:
             "notes": list(self.notes),
         }
 
+    def _arrays(self) -> dict[str, Any]:
+        arrays: dict[str, Any] = {
+            "attribution": self.attribution,
+            "heatmap": self.heatmap,
+            "image": self.image,
+        }
+        return {name: array for name, array in arrays.items() if array is not None}
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the explanation, whole or not at all.
 
@@ -256,12 +264,9 @@ class Explanation:
             with replacing(path) as file:
                 file.write(json.dumps(self.to_dict(), indent=2, allow_nan=False).encode() + b"\n")
         elif suffix == ".npz":
-            arrays: dict[str, Any] = {"attribution": self.attribution, "heatmap": self.heatmap}
-            if self.image is not None:
-                arrays["image"] = self.image
             facts = np.array(json.dumps(self._facts(), allow_nan=False))
             with replacing(path) as file:
-                np.savez_compressed(file, explanation=facts, **arrays)
+                np.savez_compressed(file, explanation=facts, **self._arrays())
         else:
             from pellucid import plots
 
@@ -293,7 +298,7 @@ class Explanation:
                 if isinstance(fields[name], list):
                     fields[name] = tuple(fields[name])
             fields["top"] = tuple((e["index"], e["label"], e["score"]) for e in fields["top"])
-            return cls(**fields)
+            return _kind_of(fields, cls)(**fields)
         except FileNotFoundError as error:
             raise LoadError(f"There is no file {path}. {advice}") from error
         except (
@@ -306,6 +311,15 @@ class Explanation:
             EOFError,
         ) as error:
             raise LoadError(f"{path} holds no explanation. {advice}") from error
+
+
+def _kind_of(fields: Mapping[str, Any], otherwise: type[Explanation]) -> type[Explanation]:
+    """Tell from the fields of a file which explanation it holds."""
+    if "predictions" not in fields:
+        return otherwise
+    from pellucid.region_explanation import RegionExplanation
+
+    return RegionExplanation
 
 
 def _read_only(array: Any, dtype: Any = np.float32) -> NDArray[Any]:

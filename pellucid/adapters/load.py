@@ -70,11 +70,13 @@ def load(
     Parameters
     ----------
     source : a live model (`torch.nn.Module`, `keras.Model`, `tf_keras.Model`,
-        `onnx.ModelProto`), an adapter, the path of a file (`.onnx`, `.keras`, `.h5`, `.hdf5`,
-        `.pt2`, TorchScript `.pt` or `.pth`, a frozen TensorFlow graph `.pb`) or of a SavedModel
-        folder, or `"package.module:factory"`, which names a class or function that builds a model
-        when it is called without arguments, or the model itself. Keras files may be of any year
-        since 2015: what they say in older words is translated, and their layers keep their names.
+        `onnx.ModelProto`), an adapter, any function from a batch of images to scores (for
+        methods that only ask for predictions), the path of a file (`.onnx`, `.keras`, `.h5`,
+        `.hdf5`, `.pt2`, TorchScript `.pt` or `.pth`, a frozen TensorFlow graph `.pb`) or of a
+        SavedModel folder, or `"package.module:factory"`, which names a class or function that
+        builds a model when it is called without arguments, or the model itself. Keras files may
+        be of any year since 2015: what they say in older words is translated, and their layers
+        keep their names.
     weights : with a PyTorch module or its factory, the file of its weights: a state dict or a
         checkpoint that holds one, or `.safetensors`. With a Keras architecture (`.json`, `.yaml`,
         a Keras model or its factory), the HDF5 file of its weights.
@@ -164,10 +166,16 @@ def _live(source: Any, weights: str | Path | None, options: _Options, name: str 
         from pellucid.adapters.onnx.adapter import OnnxAdapter
 
         return OnnxAdapter(source, device=options.device, source=name, **options.given)
+    if callable(source) and not isinstance(source, type):
+        from pellucid.adapters.function import FunctionAdapter
+
+        if options.preprocess is not None:
+            raise InputError("A function gets images as they are: leave preprocess= out.")
+        return FunctionAdapter(source, labels=options.labels, source=name)
     raise InputError(
         f"An object of type {type(source).__module__}.{type(source).__qualname__} is no model: "
-        "give a torch.nn.Module, a keras.Model, an onnx.ModelProto, a path, or "
-        "'package.module:factory'."
+        "give a torch.nn.Module, a keras.Model, an onnx.ModelProto, a function from images to "
+        "scores, a path, or 'package.module:factory'."
     )
 
 

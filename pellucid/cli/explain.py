@@ -13,7 +13,7 @@ from pellucid.cli.model import MODEL_HELP, add_model_options, open_model, read_p
 from pellucid.cli.parser import Parser, count
 from pellucid.cli.quiet import talk_aside
 from pellucid.cli.target import add_target_options, read_target
-from pellucid.cli.terminal import item, plain, styled, table
+from pellucid.cli.terminal import item, plain, styled, table, terminal_of_stderr
 from pellucid.cli.wording import in_options
 from pellucid.errors import MethodError
 from pellucid.labels import load_labels
@@ -49,7 +49,8 @@ _METHODS = (
     "grad-cam (the default), grad-cam++, xgrad-cam, hires-cam, layer-cam, eigen-cam, "
     "eigengrad-cam, score-cam, ablation-cam, recipro-cam, layer-conductance; saliency, "
     "input-x-gradient, guided-backprop, deconvnet, integrated-gradients, smoothgrad; "
-    "guided-grad-cam"
+    "guided-grad-cam; lime, kernel-shap, shapley-sampling, rise, occlusion, "
+    "hierarchical-occlusion, sobol, meaningful-perturbation"
 )
 
 
@@ -82,7 +83,8 @@ def parser() -> Parser:
     what.add_argument(
         "--like",
         metavar="LIBRARY",
-        help="give the numbers of captum, pytorch-grad-cam or tf-keras-vis; by default the paper's",
+        help="give the numbers of captum, pytorch-grad-cam, tf-keras-vis or lime; by default the "
+        "paper's",
     )
     what.add_argument(
         "--option",
@@ -94,9 +96,9 @@ def parser() -> Parser:
     what.add_argument(
         "--engine",
         choices=("native", "onnx", "auto"),
-        default="native",
-        help="compute with the model's own framework (the default), with onnxruntime on its ONNX "
-        "export, or with onnxruntime where an export is at hand and agrees",
+        help="compute with the model's own framework (native, the default), with onnxruntime on "
+        "its ONNX export, or with onnxruntime where an export is at hand and agrees (auto, the "
+        "default of methods that ask for many predictions: lime, rise, ...)",
     )
     add_model_options(parser)
     shown = parser.add_argument_group("what is shown")
@@ -127,6 +129,7 @@ def run(arguments: Namespace) -> None:
     """
     from pellucid.cli.outputs import planned
     from pellucid.explainer import explain
+    from pellucid.methods.registry import method_named
 
     images = [Path(image).expanduser() for image in arguments.images]
     options = read_options(arguments.option)
@@ -139,6 +142,8 @@ def run(arguments: Namespace) -> None:
     _check_colormap(arguments.colormap)
     for image in images:
         _check_image(image)
+    if method_named(arguments.method).perturbs:
+        options.setdefault("progress", terminal_of_stderr())
     with talk_aside():
         adapter = open_model(arguments, preprocess, labels)
         explanations: list[Explanation] = explain(  # type: ignore[assignment]
@@ -162,8 +167,10 @@ def run(arguments: Namespace) -> None:
         for line in _report(explanation, arguments):
             print(line)
         print(item("written", outputs.files[index], "green"), end="\n\n")
+    if len(explanations) < len(images):
+        print(f"Interrupted: {len(explanations)} of {len(images)} images are explained.")
     if outputs.grid:
-        print(f"All {len(images)} are side by side in {plain(outputs.grid)}.")
+        print(f"All {len(explanations)} are side by side in {plain(outputs.grid)}.")
     if labels is None and arguments.top:
         print("Classes are shown by number: --labels FILE, or --labels imagenet, names them.")
 
@@ -218,9 +225,10 @@ def _write(explanations: Sequence[Explanation], outputs: Outputs, colormap: str 
     from pellucid import plots
 
     outputs.make_folder()
-    for explanation, path in zip(explanations, outputs.files, strict=True):
+    # Ctrl-C in a long run leaves images out
+    for explanation, path in zip(explanations, outputs.files, strict=False):
         if path.suffix.lower() in plots.FIGURE_SUFFIXES:
-            plots.save_figure(plots.figure(explanation, colormap=colormap), path)
+            plots.save_figure(explanation.plot(colormap=colormap), path)
         else:
             explanation.save(path)
     if outputs.grid:
@@ -229,6 +237,8 @@ def _write(explanations: Sequence[Explanation], outputs: Outputs, colormap: str 
 
 def _report(explanation: Explanation, arguments: Namespace) -> list[str]:
     """Say in words what was found."""
+    from pellucid.region_explanation import RegionExplanation
+
     lines, top = [], explanation.top
     if top:
         rows = [("probability", "class", "label")]
@@ -243,7 +253,9 @@ def _report(explanation: Explanation, arguments: Namespace) -> list[str]:
     reason = f": {explanation.layer_reason}" if explanation.layer_reason else ""
     if layers:
         lines.append(item("layer", ", ".join(layers) + reason))
-    if arguments.engine != "native":
+    if isinstance(explanation, RegionExplanation):
+        lines.append(item("found by", "; ".join(explanation.summary())))
+    if arguments.engine not in (None, "native"):
         provenance = explanation.provenance
         said = (provenance.get(name) for name in ("engine", "engine_reason"))
         lines.append(item("engine", ": ".join(part for part in said if part)))
@@ -264,7 +276,7 @@ def _document(
     entries = [
         {"path": path, "file": str(file), **explanation.to_dict()}
         for path, explanation, file in zip(
-            arguments.images, explanations, outputs.files, strict=True
+            arguments.images, explanations, outputs.files, strict=False
         )
     ]
     files = [str(file) for file in (*outputs.files, outputs.grid) if file]

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, Literal, TextIO
 
-__all__ = ["encodable", "item", "plain", "styled", "table", "width"]
+__all__ = ["encodable", "item", "plain", "styled", "table", "terminal_of_stderr", "width"]
 
 Style = Literal["bold", "dim", "green", "yellow"]
 
@@ -74,6 +74,19 @@ def item(name: str, text: Any, style: Style | None = None) -> str:
             break_on_hyphens=False,
         ).replace("\n", "\n" + " " * len(head))
     return styled(head, style or "dim") + body
+
+
+def terminal_of_stderr() -> TextIO | Literal[False]:
+    """Open the terminal behind stderr a second time, for progress that no filter holds back.
+
+    False where stderr is no terminal.
+    """
+    try:
+        if not sys.stderr.isatty():
+            return False
+        return os.fdopen(os.dup(sys.stderr.fileno()), "w")
+    except (OSError, ValueError):
+        return False
 
 
 def encodable(*streams: TextIO) -> None:

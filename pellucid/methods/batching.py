@@ -31,7 +31,7 @@ def rows_within(model: Adapter, x: Array, memory: int, after: str | None = None)
     """
     if not isinstance(memory, int | np.integer) or isinstance(memory, bool) or memory < 1:
         raise MethodError(f"memory={memory!r}: a whole number of bytes is wanted, such as 2**28.")
-    layers = list(model.layers)
+    layers = list(model.layers) if model.framework != "function" else []
     if after is not None:
         names = [layer.name for layer in layers]
         layers = layers[names.index(after) :] if after in names else layers

@@ -9,6 +9,7 @@ from typing import Any
 
 from pellucid.errors import MethodError, nearest
 from pellucid.methods import cam, conductance, forward_cam, gradient, guided_cam, matrix_cam
+from pellucid.methods.perturbation import lime, meaningful, occlusion, rise, shapley, sobol
 
 __all__ = ["METHODS", "Method", "method_named"]
 
@@ -24,6 +25,7 @@ class Method:
     layer : whether it looks at layers; it then takes their names after the objective.
     pixels : whether it gives `(N, C, *spatial)` over the input; otherwise one map per layer.
     signed : whether the sign of a pixel's value means for or against the target.
+    perturbs : whether it asks for predictions of perturbed copies; it then takes a `Subject`.
     like : the libraries whose numbers it can give, and the options that do.
     """
 
@@ -32,6 +34,7 @@ class Method:
     layer: bool = False
     pixels: bool = True
     signed: bool = False
+    perturbs: bool = False
     like: Mapping[str, Mapping[str, Any]] = field(
         default_factory=lambda: {"paper": {}, "captum": {}}
     )
@@ -79,6 +82,11 @@ def _cam(name: str, function: Callable[..., Any], **like: Mapping[str, Any]) -> 
 
 _PAPER: dict[str, Mapping[str, Any]] = {"paper": {}}
 
+
+def _asking(name: str, function: Callable[..., Any], **like: Mapping[str, Any]) -> Method:
+    return Method(name, function, pixels=False, perturbs=True, like=_PAPER | like)
+
+
 METHODS = {
     method.name: method
     for method in (
@@ -105,5 +113,13 @@ METHODS = {
         Method("integrated-gradients", gradient.integrated_gradients, signed=True),
         Method("smoothgrad", gradient.smoothgrad, like=_PAPER),
         Method("guided-grad-cam", guided_cam.guided_grad_cam, layer=True, like=_PAPER),
+        _asking("lime", lime.lime, lime={}),
+        _asking("kernel-shap", shapley.kernel_shap),
+        _asking("shapley-sampling", shapley.shapley_sampling),
+        _asking("rise", rise.rise),
+        _asking("occlusion", occlusion.occlusion),
+        _asking("hierarchical-occlusion", occlusion.hierarchical_occlusion),
+        _asking("sobol", sobol.sobol),
+        _asking("meaningful-perturbation", meaningful.meaningful_perturbation),
     )
 }

@@ -1,0 +1,213 @@
+"""The score as a Gaussian process over masks, and the exact projection of its mean.
+
+A linear model throws away what it cannot express, and that remainder is what makes LIME's weights
+noisy. A Gaussian process expresses it: with masks written as x in {-1, 1}^K,
+
+    k(x, x') = s exp( sum over k of a_k (x_k x'_k - 1) ),
+
+so that flipping superpixel k costs the covariance a factor exp(-2 a_k): superpixels that matter
+interact more. Its posterior mean is a smooth guess of the score of every mask at once, and its
+weighted linear regression over all 2^K masks, which is what LIME converges to, has a closed form:
+the kernel is a product over superpixels, and masks of one size are summed by the polynomial whose
+coefficient of t^s collects them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+from scipy.optimize import minimize
+from scipy.special import gammaln
+
+from pellucid.methods.perturbation.details import Numbers
+from pellucid.methods.perturbation.regression import Fit
+from pellucid.methods.perturbation.sampling import Locality, Masks
+
+__all__ = ["Kriging", "projected"]
+
+_ROWS = 200  # that the kernel is fitted to
+_STEPS = 8  # of L-BFGS: more change the weights by less than their standard errors
+_TOTAL = 1.5  # sum of the a_k that the prior expects
+_FLOOR = 0.1  # a superpixel without a weight still gets this share of the mean a_k
+
+
+@dataclass(frozen=True, eq=False)
+class Kriging:
+    """A fitted kernel.
+
+    Attributes
+    ----------
+    relevance : a_k, `(K,)`.
+    scale, noise : variance of the process, and of what it cannot express.
+    """
+
+    relevance: Numbers
+    scale: float
+    noise: float
+
+    @classmethod
+    def fitted(cls, masks: Masks, scores: Numbers, weights: Numbers) -> Kriging:
+        """Choose the kernel by marginal likelihood, from a start that linear weights suggest.
+
+        Parameters
+        ----------
+        masks, scores : `(n, K)` and `(n,)`, of which the first rows are used.
+        weights : of a linear model, `(K,)`.
+        """
+        x = _signs(masks[:_ROWS])
+        y = scores[:_ROWS] - scores[:_ROWS].mean()
+        size = np.abs(weights)
+        prior = size + _FLOOR * size.mean() + 1e-12
+        prior = np.log(_TOTAL * prior / prior.sum())
+        variance = float(y.var())
+        count = len(prior)
+
+        def negative_log_posterior(p: Numbers) -> tuple[float, Numbers]:
+            kernel = _kernel(x, x, np.exp(p[:count]), variance * np.exp(p[count]))
+            noise = variance * np.exp(p[count + 1])
+            try:
+                factor = cho_factor(kernel + noise * np.eye(len(x)), lower=True)
+            except np.linalg.LinAlgError:
+                return 1e12, np.zeros_like(p)
+            inverse = cho_solve(factor, np.eye(len(x)))
+            alpha = inverse @ y
+            surprise = np.outer(alpha, alpha) - inverse
+            slope = surprise * kernel
+            total = slope.sum()
+            away = p[:count] - prior
+            each = ((x.T @ slope) * x.T).sum(axis=1) - total
+            gradient = np.concatenate(
+                (
+                    away - 0.5 * np.exp(p[:count]) * each,
+                    [-0.5 * total, -0.5 * noise * np.trace(surprise)],
+                )
+            )
+            likelihood = 0.5 * y @ alpha + np.log(np.diag(factor[0])).sum()
+            return float(likelihood + 0.5 * away @ away), gradient
+
+        start = np.concatenate((prior, [0.0, np.log(0.03)]))
+        bounds = [(-9.0, 2.0)] * count + [(-3.0, 5.0), (-9.0, 1.0)]
+        found = minimize(
+            negative_log_posterior,
+            start,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=bounds,
+            options={"maxiter": _STEPS},
+        ).x
+        scale, noise = variance * np.exp(found[count:])
+        return cls(np.exp(found[:count]), float(scale), float(noise))
+
+
+def projected(
+    kriging: Kriging,
+    masks: Masks,
+    scores: Numbers,
+    locality: Locality,
+    weights: Numbers,
+) -> Fit:
+    """Return the linear regression of the process's mean under the locality distribution.
+
+    Its deviations are those of the jackknife over pairs: what leaving a mask and its complement
+    out changes, which the inverse of the kernel matrix gives without a further solution.
+
+    Parameters
+    ----------
+    kriging : the kernel.
+    masks, scores : `(n, K)` and `(n,)`, pairs one behind the other.
+    locality : the distribution of masks that the regression is under.
+    weights : of the masks, for R2.
+    """
+    x = _signs(masks)
+    level = scores.mean()
+    matrix = _kernel(x, x, kriging.relevance, kriging.scale)
+    matrix[np.diag_indices_from(matrix)] += kriging.noise
+    inverse = cho_solve(cho_factor(matrix, lower=True), np.eye(len(x)))
+    alpha = inverse @ (scores - level)
+    to_level, to_weights = _projection(kriging, masks, locality)  # (n,), (n, K)
+    slope = alpha @ to_weights
+    pairs = len(x) // 2
+    blocks = np.stack(
+        [
+            [inverse[0::2, 0::2].diagonal(), inverse[0::2, 1::2].diagonal()],
+            [inverse[1::2, 0::2].diagonal(), inverse[1::2, 1::2].diagonal()],
+        ]
+    ).transpose(2, 0, 1)  # (pairs, 2, 2)
+    missed = np.linalg.solve(blocks, alpha.reshape(pairs, 2, 1))  # (pairs, 2, 1)
+    reach = (inverse @ to_weights).reshape(pairs, 2, -1)
+    deviations = (reach * missed).sum(axis=1)
+    deviations -= deviations.mean(axis=0)
+    intercept = float(level + alpha @ to_level)
+    residual = scores - intercept - masks @ slope
+    around = scores - np.average(scores, weights=weights)
+    spread = float(weights @ around**2)
+    return Fit(
+        intercept=intercept,
+        weights=slope,
+        r2=1 - float(weights @ residual**2) / spread if spread else 1.0,
+        deviations=deviations,
+    )
+
+
+def _signs(masks: Masks) -> Numbers:
+    return np.where(masks, 1.0, -1.0)
+
+
+def _kernel(one: Numbers, other: Numbers, relevance: Numbers, scale: float) -> Numbers:
+    kernel: Numbers = scale * np.exp((one * relevance) @ other.T - relevance.sum())
+    return kernel
+
+
+def _projection(kriging: Kriging, masks: Masks, locality: Locality) -> tuple[Numbers, Numbers]:
+    """Regress `k(., x_i)` under mu, for every i: intercepts `(n,)` and weights `(n, K)`.
+
+    With `q_k(z) = 1` where mask i agrees with z at k and exp(-2 a_k) where not, the sum of k over
+    the masks of size s is the coefficient of t^s in the product of `q_k(0) + q_k(1) t`; over those
+    that keep superpixel j it is that of `q_j(1) t` times the product without j.
+    """
+    count = masks.shape[1]
+    off = np.where(masks, np.exp(-2 * kriging.relevance), 1.0)  # q_k(0), (n, K)
+    on = np.where(masks, 1.0, np.exp(-2 * kriging.relevance))
+    whole = np.zeros((len(masks), count + 1))  # coefficients of t^s
+    whole[:, 0] = 1
+    for k in range(count):
+        shifted = whole[:, :-1] * on[:, k, None]
+        whole *= off[:, k, None]
+        whole[:, 1:] += shifted
+    kept = _without_each(whole, off, on) * on[..., None]  # (n, K, K), coefficient of t^(s - 1)
+    s = np.arange(count + 1)
+    # Probability of one mask of size s: that of its size, over how many masks share it.
+    choices = gammaln(count + 1) - gammaln(s + 1) - gammaln(count - s + 1)
+    chance = locality.sizes * np.exp(-choices) * kriging.scale
+    mean = whole @ chance  # E k, (n,)
+    joint = kept @ chance[1:]  # E k z_j, (n, K)
+    p, both = locality.moments
+    covariance = joint - mean[:, None] * p
+    # The covariance of z is (v - c) I + c 1 1', whose inverse is known.
+    v, c = p - p**2, both - p**2
+    slope = (covariance - c * covariance.sum(axis=1, keepdims=True) / (v + (count - 1) * c)) / (
+        v - c
+    )
+    return mean - p * slope.sum(axis=1), slope
+
+
+def _without_each(whole: Numbers, off: Numbers, on: Numbers) -> Numbers:
+    """Divide each polynomial `(n, K + 1)` by each of its K linear factors: `(n, K, K)`.
+
+    From the end at which the division does not magnify errors.
+    """
+    count = off.shape[1]
+    quotient = np.empty((count, len(off), count))  # coefficient first
+    forward = np.zeros_like(off)
+    backward = np.zeros_like(off)
+    up, down = on / off, off / on
+    rising = off >= on
+    for s in range(count):
+        forward = whole[:, s, None] / off - up * forward
+        quotient[s] = forward
+    for s in range(count, 0, -1):
+        backward = whole[:, s, None] / on - down * backward
+        np.copyto(quotient[s - 1], backward, where=~rising)
+    return np.moveaxis(quotient, 0, -1)

@@ -1,0 +1,119 @@
+"""The locally weighted linear model of a score: LIME's surrogate, in closed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pellucid.methods.perturbation.details import Numbers
+from pellucid.methods.perturbation.sampling import Masks
+
+__all__ = ["Fit", "correlation_of_ranks", "ridge", "top_certainty"]
+
+_DRAWS = 500
+_SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A linear model `intercept + weights . mask`.
+
+    Attributes
+    ----------
+    intercept, weights : the model, K weights.
+    r2 : share of the weighted variance of the scores that it explains.
+    deviations : `(g, K)`; their squares and products sum to the covariance of the weights.
+    """
+
+    intercept: float
+    weights: Numbers
+    r2: float
+    deviations: Numbers
+
+    @property
+    def standard_errors(self) -> Numbers:
+        """Standard error of every weight, `(K,)`."""
+        errors: Numbers = np.sqrt((self.deviations**2).sum(axis=0))
+        return errors
+
+
+def ridge(
+    masks: Masks, scores: Numbers, weights: Numbers, alpha: float = 0.0, groups: int = 1
+) -> Fit:
+    """Fit `intercept + weights . mask` by weighted least squares with a ridge on the weights.
+
+    `(X' W X + alpha) b = X' W y`, X and y without their weighted means.
+
+    The covariance is the heteroscedasticity-consistent one, with residuals `e / (1 - h)` as
+    leaving rows out one by one would have them (MacKinnon and White, 1985), and masks that were
+    drawn together (`groups` of them at a time) added up.
+
+    Parameters
+    ----------
+    masks : `(n, K)`.
+    scores, weights : `(n,)`.
+    alpha : of the ridge; the `lime` package has 1.
+    groups : masks that were drawn together: 2 for pairs.
+    """
+    x = masks.astype(np.float64)
+    share = weights / weights.sum()
+    centre, level = share @ x, share @ scores
+    x -= centre
+    y = scores - level
+    weighted = x * weights[:, None]  # (n, K)
+    gram = x.T @ weighted
+    gram[np.diag_indices_from(gram)] += alpha
+    # A superpixel that was never or always hidden leaves the system singular: it gets zero.
+    inverse = np.linalg.pinv(gram, hermitian=True)
+    slope = inverse @ (weighted.T @ y)
+    residual = y - x @ slope
+    leverage = share + np.einsum("nk,kl,nl->n", weighted, inverse, x, optimize=True)
+    pulls = weighted * (residual / np.maximum(1 - leverage, 1e-6))[:, None]
+    together = np.add.reduceat(pulls, np.arange(0, len(pulls), groups), axis=0)
+    spread = float(weights @ y**2)
+    return Fit(
+        intercept=float(level - centre @ slope),
+        weights=slope,
+        r2=1 - float(weights @ residual**2) / spread if spread else 1.0,
+        deviations=together @ inverse,
+    )
+
+
+def top_certainty(fit: Fit, top: int, tolerance: float) -> tuple[float, float]:
+    """Say how sure the ranking is, from the standard errors.
+
+    Weights are drawn around those found, with their covariance.
+
+    Parameters
+    ----------
+    fit : the weights, and how uncertain they are.
+    top : how many superpixels count, those of the largest magnitude.
+    tolerance : differences below this share of the largest weight do not matter.
+
+    Returns
+    -------
+    certainty : probability that no other superpixel's magnitude exceeds those of the `top` by
+        more than the tolerance.
+    stability : rank correlation to expect between two independent answers.
+    """
+    weights, count = fit.weights, len(fit.weights)
+    normal = np.random.default_rng(_SEED).standard_normal((_DRAWS, len(fit.deviations)))
+    drawn = weights + normal @ fit.deviations  # (draws, K)
+    order = np.argsort(-np.abs(weights), kind="stable")
+    top = min(top, count - 1)
+    size = np.abs(drawn)
+    slack = tolerance * np.abs(weights).max()
+    least = size[:, order[:top]].min(axis=1)
+    certain = size[:, order[top:]].max(axis=1) <= least + slack
+    half = _DRAWS // 2
+    stability = [
+        correlation_of_ranks(a, b) for a, b in zip(drawn[:half], drawn[half:], strict=True)
+    ]
+    return float(certain.mean()), float(np.mean(stability))
+
+
+def correlation_of_ranks(one: Numbers, other: Numbers) -> float:
+    """Return Spearman's rank correlation of two vectors without ties."""
+    ranks = [np.argsort(np.argsort(values)) for values in (one, other)]
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

@@ -1,0 +1,112 @@
+"""Shapley values: closed forms, the axioms, their estimators."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from math import factorial
+
+import numpy as np
+import pytest
+
+import pellucid
+from pellucid.errors import MethodError
+from tests.methods.perturbation.scenes import SEGMENTS, image, network
+
+METHODS = ("kernel-shap", "shapley-sampling")
+OPTIONS = {"segments": SEGMENTS, "replacement": 0.0}
+COEFFICIENTS = np.array([3.0, -2, 0, 0, 1, 1, 0.5, 0, -0.25, 0, 0, 0.1])
+SIX = {"segments": np.minimum(SEGMENTS, 5), "replacement": 0.0}  # the last one is large
+
+
+def linear(z):
+    return 0.5 + z @ COEFFICIENTS
+
+
+def game(z):
+    """Superpixels 0 and 1 are symmetric, 3 is a dummy, 2 and 4 interact with both."""
+    return z[:, 0] * z[:, 1] * (1 + z[:, 2]) - 0.7 * np.maximum(z[:, 4], z[:, 2]) + z[:, 5]
+
+
+def shapley_by_hand(value, count):
+    shares = np.zeros(count)
+    for order in permutations(range(count)):
+        shown = np.zeros((count + 1, 12))
+        for place, player in enumerate(order):
+            shown[place + 1 :, player] = 1
+            if player == 5:
+                shown[place + 1 :, 5:] = 1
+        shares[list(order)] += np.diff(value(shown))
+    return shares / factorial(count)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_linear_model_gives_its_coefficients(method):
+    found = pellucid.explain(network(linear), image(), method, budget=500, **OPTIONS)
+    np.testing.assert_allclose(found.weights, COEFFICIENTS, atol=1e-6)
+    assert found.intercept == pytest.approx(0.5, abs=1e-6)
+    assert found.local_prediction == pytest.approx(found.score, abs=1e-6)
+    assert found.r2 == pytest.approx(1)
+
+
+def test_kernel_shap_of_few_superpixels_is_exact():
+    found = pellucid.explain(network(game), image(), "kernel-shap", **SIX)
+    np.testing.assert_allclose(found.weights, shapley_by_hand(game, 6), atol=1e-6)
+    assert found.weights[3] == pytest.approx(0, abs=1e-7)  # dummy
+    assert found.weights[0] == pytest.approx(found.weights[1], abs=1e-7)  # symmetric
+    assert found.predictions == 1 + 1 + 62
+    assert found.certainty == 1
+
+
+def test_kernel_shap_of_a_linear_model_by_sampling():
+    found = pellucid.explain(network(linear), image(), "kernel-shap", num_samples=60, **OPTIONS)
+    np.testing.assert_allclose(found.weights, COEFFICIENTS, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_estimates_are_right_on_average_add_up_and_know_their_error(method):
+    exact = shapley_by_hand(game, 6)
+    budget = {"num_samples": 40} if method == "kernel-shap" else {"budget": 40}
+    found = [
+        pellucid.explain(network(game), image(), method, seed=seed, **budget, **SIX)
+        for seed in range(60)
+    ]
+    weights = np.array([one.weights for one in found])
+    total = found[0].score - float(game(np.zeros((1, 12)))[0])
+    np.testing.assert_allclose(weights.sum(axis=1), total, atol=1e-6)  # efficiency
+    assert max(abs(one.facts["efficiency_gap"]) for one in found) < 1e-6
+    spread = weights.std(axis=0, ddof=1)
+    assert (np.abs(weights.mean(axis=0) - exact) < 4 * spread / np.sqrt(60) + 1e-6).all()
+    told = np.sqrt(np.mean([one.standard_errors**2 for one in found], axis=0))
+    assert 0.75 < np.sqrt((told**2).mean() / (spread**2).mean()) < 1.5
+
+
+def test_pairs_of_orders_settle_interactions_of_two_at_once():
+    found = pellucid.explain(
+        network(lambda z: z[:, 0] * z[:, 1] + 2 * z[:, 1] * z[:, 7]),
+        image(),
+        "shapley-sampling",
+        budget=44,
+        **OPTIONS,
+    )
+    np.testing.assert_allclose(found.weights, [0.5, 1.5, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0], atol=1e-6)
+
+
+def test_too_small_a_budget_is_refused():
+    with pytest.raises(MethodError, match="two pairs of orders of 12 superpixels take 44"):
+        pellucid.explain(network(linear), image(), "shapley-sampling", budget=43, **OPTIONS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_control_c_keeps_whole_pairs(method):
+    asked = []
+
+    def predict(batch):
+        asked.append(len(batch))
+        if len(asked) == 6:
+            raise KeyboardInterrupt
+        return linear(batch[:, ::4, ::4, 0].reshape(len(batch), 12))
+
+    found = pellucid.explain(predict, image(), method, budget=400, confidence=0.999, **OPTIONS) \
+        if method == "kernel-shap" \
+        else pellucid.explain(predict, image(), method, budget=400, **OPTIONS)  # fmt: skip
+    np.testing.assert_allclose(found.weights, COEFFICIENTS, atol=1e-6)
