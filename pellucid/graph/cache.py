@@ -1,7 +1,8 @@
 """ONNX forms on disk, so that a network is exported once.
 
 An entry's name is the SHA-256 of everything that it follows from: architecture and weights, the
-shapes it was exported for, the versions of all libraries that took part. Its content carries its
+shapes it was exported for, the versions of all libraries that took part. Small notes, such as the
+shape of a network's input, lie beside the forms. Their content carries its
 own SHA-256, so a file that is cut short or was tampered with is seen and made anew. Entries are
 written beside their place and moved there, so readers and concurrent writers never meet a
 half-written one.
@@ -14,19 +15,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pellucid.graph.form import OnnxForm
 
-__all__ = ["Entry", "cached_form", "clear", "entries", "folder"]
+__all__ = ["Entry", "cached_form", "cached_note", "clear", "entries", "folder"]
 
 _VERSION = "1"  # of what is kept and how; entries of other versions are never found
 _MAGIC = b"pellucid onnx form\n"
-_SUFFIX = ".form"
+_SUFFIX, _NOTE = ".form", ".note"
 _MOST_BYTES = 8 << 30  # the entries unused for longest make room
 _PROTOBUF = 1 << 31
 
@@ -58,16 +61,42 @@ def cached_form(key: Sequence[str], make: Callable[[], OnnxForm]) -> OnnxForm:
     key : all that the form follows from.
     make : exports the network.
     """
+    path = _place(key, _SUFFIX)
+    if path is None:
+        return make()
+    with contextlib.suppress(ValueError):
+        if (payload := _read(path)) is not None:
+            return OnnxForm.from_bytes(payload)
+    form = make()
+    if form.model.ByteSize() < _PROTOBUF:
+        _write(path, form.to_bytes())
+    return form
+
+
+def cached_note(key: Sequence[str], make: Callable[[], Any]) -> Any:
+    """Return the JSON value kept under a key, or make and keep it.
+
+    Parameters
+    ----------
+    key : all that the value follows from.
+    make : finds the value out.
+    """
+    path = _place(key, _NOTE)
+    if path is None:
+        return make()
+    with contextlib.suppress(ValueError):
+        if (payload := _read(path)) is not None:
+            return json.loads(payload)
+    value = make()
+    _write(path, json.dumps(value).encode())
+    return value
+
+
+def _place(key: Sequence[str], suffix: str) -> Path | None:
     place = folder()
     if place is None:
-        return make()
-    digest = hashlib.sha256("\0".join([_VERSION, *key]).encode()).hexdigest()
-    path = place / (digest + _SUFFIX)
-    form = _read(path)
-    if form is None:
-        form = make()
-        _write(path, form)
-    return form
+        return None
+    return place / (hashlib.sha256("\0".join([_VERSION, *key]).encode()).hexdigest() + suffix)
 
 
 def entries() -> list[Entry]:
@@ -82,16 +111,20 @@ def entries() -> list[Entry]:
 
 
 def clear() -> int:
-    """Remove all entries and return how many bytes that freed."""
+    """Remove everything that is kept and return how many bytes that freed."""
     freed = 0
     for entry in entries():
         with contextlib.suppress(OSError):
             entry.path.unlink()
             freed += entry.bytes
+    place = folder()
+    for note in place.glob("*" + _NOTE) if place is not None else ():
+        with contextlib.suppress(OSError):
+            note.unlink()
     return freed
 
 
-def _read(path: Path) -> OnnxForm | None:
+def _read(path: Path) -> bytes | None:
     try:
         data = path.read_bytes()
     except OSError:
@@ -100,20 +133,13 @@ def _read(path: Path) -> OnnxForm | None:
     payload = memoryview(data)[start:]
     if data[:start] != _MAGIC + hashlib.sha256(payload).digest():
         return None
-    try:
-        form = OnnxForm.from_bytes(bytes(payload))
-    except ValueError:
-        return None
     with contextlib.suppress(OSError):
         os.utime(path)
-    return form
+    return bytes(payload)
 
 
-def _write(path: Path, form: OnnxForm) -> None:
-    """Keep a form; a cache that cannot be written is done without."""
-    if form.model.ByteSize() >= _PROTOBUF:
-        return
-    payload = form.to_bytes()
+def _write(path: Path, payload: bytes) -> None:
+    """Keep a block of bytes; a cache that cannot be written is done without."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix="writing-")

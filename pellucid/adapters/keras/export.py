@@ -176,8 +176,9 @@ def _converted(function: Any, inputs: list[str], outputs: list[str]) -> onnx.Mod
     found = _Obstacles()
     with found.listening(), tf.device("/cpu:0"):
         try:
-            frozen = tf_loader.from_function(function, inputs, outputs)
-            weights = _taken_out(frozen)
+            pruned, weights = _with_kernels_as_inputs(function, inputs, outputs)
+            frozen = tf_loader.from_function(pruned, [*inputs, *weights], outputs)
+            weights |= _taken_out(frozen)
             model = _without_weights(frozen, [*inputs, *weights], outputs)
         except Exception as error:  # tf2onnx raises whatever its handlers raise
             raise UnsupportedError(found.message(first_line(error))) from error
@@ -214,11 +215,35 @@ def _without_weights(graph: Any, inputs: list[str], outputs: list[str]) -> onnx.
     return model
 
 
-def _taken_out(graph: Any) -> dict[str, Any]:
-    """Turn large kernels into inputs, and return them by tensor.
+def _with_kernels_as_inputs(
+    function: Any, inputs: Sequence[str], outputs: Sequence[str]
+) -> tuple[Any, dict[str, Any]]:
+    """Cut a traced function where it reads large kernels, and return these by tensor.
 
-    tf2onnx copies every constant dozens of times; a VGG-16 would need forty gigabytes.
+    Freezing and tf2onnx copy every constant dozens of times; a VGG-16 would need forty gigabytes.
     """
+    captured = {inner.name: outer for outer, inner in function.graph.captures}
+    weights = {}
+    for operation in function.graph.get_operations():
+        if operation.type != "ReadVariableOp" or operation.inputs[0].name not in captured:
+            continue
+        tensor = operation.outputs[0]
+        kinds = {reader.type for reader in tensor.consumers()}
+        size = (tensor.shape.num_elements() or 0) * tensor.dtype.size
+        if kinds and kinds <= _WITH_KERNEL and size >= _LARGE:
+            resource = captured[operation.inputs[0].name]
+            weights[tensor.name] = tf.raw_ops.ReadVariableOp(
+                resource=resource, dtype=tensor.dtype
+            ).numpy()
+    feeds, fetches = (
+        [function.graph.get_tensor_by_name(name) for name in names]
+        for names in ([*inputs, *weights], outputs)
+    )
+    return function.prune(feeds, fetches), weights
+
+
+def _taken_out(graph: Any) -> dict[str, Any]:
+    """Turn large kernels that are still constants into inputs, and return them by tensor."""
     readers: dict[str, list[str]] = {}
     for node in graph.node:
         for name in node.input:
