@@ -392,10 +392,34 @@ class Adapter(ABC):
             return LayerError(
                 f"Layer {stem!r} is called {times} in the forward pass, so {name!r} has no value."
             )
+        if around := self._around(name):
+            return LayerError(
+                f"{name!r} is an operation in the network's code and no layer, so its value cannot "
+                f"be taken. The nearest that can be: {' or '.join(map(repr, around))}."
+            )
         return LayerError(
             f"There is no layer {name!r} in this model. {nearest(name, known)} "
             "`pellucid layers MODEL` lists all of them."
         )
+
+    def _around(self, name: str) -> list[str]:
+        """Find the layers after and before one that only the graph names, if it is at hand."""
+        from pellucid.graph.cache import kept_form
+
+        try:
+            at_hand = self._graph is not None or kept_form(self._form_key()) is not None
+            if not at_hand or name not in self.graph:
+                return []
+        except UnsupportedError:
+            return []
+        known = {layer.name for layer in self.layers}
+        found = []
+        for step in ("outputs", "inputs"):
+            waiting = [name]
+            while waiting and not (near := [n for n in waiting if n in known]):
+                waiting = [n for one in waiting for n in getattr(self.graph[one], step)]
+            found += near[:1] if waiting else []
+        return found
 
     def batch(self, x: Batch) -> tuple[Array, ...]:
         """Check a batch against the inputs and return one float32 array per input."""

@@ -25,7 +25,7 @@ from typing import Any
 
 from pellucid.graph.form import OnnxForm
 
-__all__ = ["Entry", "cached_form", "cached_note", "clear", "entries", "folder"]
+__all__ = ["Entry", "cached_form", "cached_note", "clear", "entries", "folder", "kept_form"]
 
 _VERSION = "1"  # of what is kept and how; entries of other versions are never found
 _MAGIC = b"pellucid onnx form\n"
@@ -61,16 +61,21 @@ def cached_form(key: Sequence[str], make: Callable[[], OnnxForm]) -> OnnxForm:
     key : all that the form follows from.
     make : exports the network.
     """
-    path = _place(key, _SUFFIX)
-    if path is None:
-        return make()
-    with contextlib.suppress(ValueError):
-        if (payload := _read(path)) is not None:
-            return OnnxForm.from_bytes(payload)
-    form = make()
-    if form.model.ByteSize() < _PROTOBUF:
-        _write(path, form.to_bytes())
+    form = kept_form(key)
+    if form is None:
+        form, path = make(), _place(key, _SUFFIX)
+        if path is not None and form.model.ByteSize() < _PROTOBUF:
+            _write(path, form.to_bytes())
     return form
+
+
+def kept_form(key: Sequence[str]) -> OnnxForm | None:
+    """Return the form kept under a key, if there is one."""
+    path = _place(key, _SUFFIX)
+    payload = None if path is None else _read(path)
+    with contextlib.suppress(ValueError):
+        return None if payload is None else OnnxForm.from_bytes(payload)
+    return None
 
 
 def cached_note(key: Sequence[str], make: Callable[[], Any]) -> Any:

@@ -76,8 +76,7 @@ class UNet(nn.Module):
         super().__init__()
         widths = [width * 2**level for level in range(5)]
         self.down = nn.ModuleList(
-            self._double(before, after)
-            for before, after in zip((3, *widths), widths, strict=False)
+            self._double(before, after) for before, after in zip((3, *widths), widths, strict=False)
         )
         self.pool = nn.MaxPool2d(2)
         self.widen = nn.ModuleList(
