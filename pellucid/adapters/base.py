@@ -158,6 +158,7 @@ class Adapter(ABC):
         self._form: tuple[tuple[str, ...], OnnxForm] | None = None
         self._graph: tuple[OnnxForm, LayerGraph] | None = None
         self._survey: tuple[OnnxForm, Survey] | None = None
+        self._form_tensors: tuple[OnnxForm, dict[str, tuple[str, tuple[int, ...]]]] | None = None
 
     # ---- what an adapter gives ---------------------------------------------------------------
 
@@ -234,11 +235,14 @@ class Adapter(ABC):
         LayerError : there is no such layer.
         UnsupportedError : the model has no ONNX form.
         """
-        for call in self.form.calls:
-            if call.name == name:
-                return call.outputs[0], call.to_own
-        layer = self.graph.layer(name)
-        return layer.tensor, layer.to_own
+        form = self.form
+        if self._form_tensors is None or self._form_tensors[0] is not form:
+            named = {layer.name: (layer.tensor, layer.to_own) for layer in self.graph}
+            named |= {call.name: (call.outputs[0], call.to_own) for call in form.calls}
+            self._form_tensors = (form, named)
+        if name not in self._form_tensors[1]:
+            self.graph.layer(name)  # which says what is wrong with the name
+        return self._form_tensors[1][name]
 
     @property
     def form(self) -> OnnxForm:

@@ -117,7 +117,10 @@ def _table(layers: Sequence[Layer], found: Candidates, everything: bool) -> list
     rows = [heads]
     for layer in layers:
         mark, one = "*" if layer.name == chosen else "", by_name.get(layer.name)
-        row = [mark, plain(layer.name), plain(layer.kind), _shape(layer.shape, layer.layout)]
+        shape = _shape(layer.shape, layer.layout)
+        if one and one.grid != layer.grid and layer.layout == "tokens":
+            shape += f" ({' x '.join(map(str, one.grid))})"
+        row = [mark, plain(layer.name), plain(layer.kind), shape]
         if sees:
             row.append(str((one and one.receptive_field) or ""))
         if energy:

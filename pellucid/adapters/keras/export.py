@@ -232,9 +232,8 @@ def _with_kernels_as_inputs(
         size = (tensor.shape.num_elements() or 0) * tensor.dtype.size
         if kinds and kinds <= _WITH_KERNEL and size >= _LARGE:
             resource = captured[operation.inputs[0].name]
-            weights[tensor.name] = tf.raw_ops.ReadVariableOp(
-                resource=resource, dtype=tensor.dtype
-            ).numpy()
+            read = tf.raw_ops.ReadVariableOp(resource=resource, dtype=tensor.dtype)
+            weights[tensor.name] = np.asarray(read)  # the variable's own memory
     feeds, fetches = (
         [function.graph.get_tensor_by_name(name) for name in names]
         for names in ([*inputs, *weights], outputs)
@@ -266,18 +265,18 @@ def _taken_out(graph: Any) -> dict[str, Any]:
 
 def _put_back(graph: onnx.GraphProto, weights: Mapping[str, Any]) -> None:
     """Turn the inputs that are kernels into initializers, with their axes as their node wants."""
-    turned: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     for node in list(graph.node):
         if node.op_type == "Transpose" and node.input[0] in weights:
             order = next(list(a.ints) for a in node.attribute if a.name == "perm")
-            turned[node.output[0]] = weights[node.input[0]].transpose(order)
+            arrays[node.output[0]] = weights[node.input[0]].transpose(order)
             graph.node.remove(node)
     read = {name for node in graph.node for name in node.input}
-    arrays = {**{n: a for n, a in weights.items() if n in read}, **turned}
-    graph.initializer.extend(
-        onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
-        for name, array in arrays.items()
-    )
+    arrays |= {name: array for name, array in weights.items() if name in read}
+    for name, array in arrays.items():
+        tensor = graph.initializer.add(name=name, dims=array.shape)
+        tensor.data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        tensor.raw_data = array.tobytes()
     kept = [value for value in graph.input if value.name not in weights]
     del graph.input[:]
     graph.input.extend(kept)

@@ -134,6 +134,7 @@ class TorchAdapter(Adapter):
         }
         return f"{self.module}{settings}"
 
+    @cached_property
     def _code(self) -> str:
         """Hash what the modules do when they are called, as far as it is in their own class."""
         digest = hashlib.sha256()
@@ -182,7 +183,7 @@ class TorchAdapter(Adapter):
     def _form_key(self) -> tuple[str, ...]:
         from importlib.metadata import version
 
-        architecture = (*super()._form_key(), self._code(), version("onnxscript"))
+        architecture = (*super()._form_key(), self._code, version("onnxscript"))
         return (*architecture, str(self._shapes(architecture)))
 
     def _shapes(self, architecture: tuple[str, ...]) -> Any:
