@@ -16,6 +16,7 @@ from pellucid.errors import PellucidError
 if TYPE_CHECKING:
     from pellucid.adapters.base import Adapter as Adapter
     from pellucid.adapters.load import load as load
+    from pellucid.candidates import layers as layers
     from pellucid.compiled import load_explainer as load_explainer
     from pellucid.compiling import compile_explainer
     from pellucid.explainer import explain as explain
@@ -40,6 +41,7 @@ _HOME = {
     "Region": "pellucid.methods.targets",
     "compile": "pellucid.compiling",
     "explain": "pellucid.explainer",
+    "layers": "pellucid.candidates",
     "load": "pellucid.adapters.load",
     "load_explainer": "pellucid.compiled",
 }

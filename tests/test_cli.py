@@ -466,7 +466,8 @@ def test_layers_marks_the_layer_that_grad_cam_takes(run: Command, network: str) 
     result = run("layers", f"{network}:build")
     rows = [line.split() for line in result.out.splitlines()]
     assert rows[0][0] == f"{network}:build:"
-    assert ["*", "conv2", "Conv2D", "4", "x", "110", "x", "110"] in rows
+    size = ["4", "x", "110", "x", "110"]
+    assert ["*", "conv2", "Conv2D", *size, *["5", "x", "5,", "every", "2"]] in rows
     assert ["fc", "Dense", "6"] in rows
     assert "Grad-CAM looks here: the last layer with a spatial grid" in result.out
     assert "drop" not in result.out
@@ -483,6 +484,21 @@ def test_layers_as_json_are_those_of_the_adapter(run: Command, network: str) -> 
     ]
     assert document["grad_cam"]["layer"] == "conv2"
     assert document["outputs"][0]["shape"] == [None, 6]
+
+
+def test_layers_shows_the_energy_of_the_gradient_for_images(run: Command, network: str) -> None:
+    document = json.loads(
+        run("layers", f"{network}:build", "--images", "photo.png", "--target", "2", "--json").out
+    )
+    model = pellucid.load(sys.modules[network].build())
+    x = model.prepare("photo.png").batch
+    seed = np.eye(6, dtype=np.float32)[2:3]
+    _, gradients = model.pullback(x, lambda _: {"logits": seed}, ["conv1", "conv2"])
+    for candidate in document["candidates"]:
+        expected = (gradients[candidate["name"]] ** 2).sum()
+        assert candidate["energy"] == pytest.approx(expected, rel=1e-5)
+    assert [c["receptive_field"]["size"] for c in document["candidates"]] == [[3, 3], [5, 5]]
+    assert [c["chosen"] for c in document["candidates"]] == [False, True]
 
 
 def test_layers_of_a_missing_model(run: Command) -> None:

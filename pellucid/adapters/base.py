@@ -174,6 +174,7 @@ class Adapter(ABC):
         self._graph: tuple[OnnxForm, LayerGraph] | None = None
         self._needs_repeats: set[str] = set()  # layers around which a row is not repeated by itself
         self._survey: tuple[OnnxForm, Survey] | None = None
+        self._form_tensors: tuple[OnnxForm, dict[str, tuple[str, tuple[int, ...]]]] | None = None
 
     # ---- what an adapter gives ---------------------------------------------------------------
 
@@ -261,11 +262,14 @@ class Adapter(ABC):
         LayerError : there is no such layer.
         UnsupportedError : the model has no ONNX form.
         """
-        for call in self.form.calls:
-            if call.name == name:
-                return call.outputs[0], call.to_own
-        layer = self.graph.layer(name)
-        return layer.tensor, layer.to_own
+        form = self.form
+        if self._form_tensors is None or self._form_tensors[0] is not form:
+            named = {layer.name: (layer.tensor, layer.to_own) for layer in self.graph}
+            named |= {call.name: (call.outputs[0], call.to_own) for call in form.calls}
+            self._form_tensors = (form, named)
+        if name not in self._form_tensors[1]:
+            self.graph.layer(name)  # which says what is wrong with the name
+        return self._form_tensors[1][name]
 
     @property
     def form(self) -> OnnxForm:
@@ -475,10 +479,32 @@ class Adapter(ABC):
             return LayerError(
                 f"Layer {stem!r} is called {times} in the forward pass, so {name!r} has no value."
             )
+        if around := self._around(name):
+            return LayerError(
+                f"{name!r} is an operation in the network's code and no layer, so its value cannot "
+                f"be taken. The nearest that can be: {' or '.join(map(repr, around))}."
+            )
         return LayerError(
             f"There is no layer {name!r} in this model. {nearest(name, known)} "
             "`pellucid layers MODEL` lists all of them."
         )
+
+    def _around(self, name: str) -> list[str]:
+        """Find the layers after and before one that only the graph names, if it is at hand."""
+        try:
+            at_hand = self._graph is not None or self.has_form
+            if not at_hand or name not in self.graph:
+                return []
+        except UnsupportedError:
+            return []
+        known = {layer.name for layer in self.layers}
+        found = []
+        for step in ("outputs", "inputs"):
+            waiting = [name]
+            while waiting and not (near := [n for n in waiting if n in known]):
+                waiting = [n for one in waiting for n in getattr(self.graph[one], step)]
+            found += near[:1] if waiting else []
+        return found
 
     def batch(self, x: Batch) -> tuple[Array, ...]:
         """Check a batch against the inputs and return one float32 array per input."""
