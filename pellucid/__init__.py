@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pellucid.explainer import explain as explain
     from pellucid.explanation import Explanation as Explanation
     from pellucid.images import Preprocess as Preprocess
+    from pellucid.measuring import measure as measure
 
     compile = compile_explainer  # noqa: A001
 
@@ -34,6 +35,7 @@ _HOME = {
     "explain": "pellucid.explainer",
     "load": "pellucid.adapters.load",
     "load_explainer": "pellucid.compiled",
+    "measure": "pellucid.measuring",
 }
 _OWN_NAME = {"compile": "compile_explainer"}  # where it does not hide the builtin
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pellucid.errors import InputError
 from pellucid.graph.drawing import FORMATS, STYLES, scene_of
-from pellucid.graph.drawing.layout import layered
+from pellucid.graph.drawing.layout import Edge, arranged, placed
 from pellucid.graph.drawing.repeats import without_repeats
 from pellucid.graph.drawing.scene import Label, Rectangle
 from pellucid.graph.layers import Container, GraphLayer, LayerGraph
@@ -55,14 +55,15 @@ def dense(count: int) -> LayerGraph:
     return built(edges)
 
 
-def placed(graph: LayerGraph) -> tuple:
+def laid_out(graph: LayerGraph) -> tuple:
     sizes = {layer.name: (90.0 + 7 * (i % 5), 40.0) for i, layer in enumerate(graph.layers)}
-    return sizes, layered(sizes, graph.edges)
+    edges = [Edge(source, target, source) for source, target in graph.edges]
+    return sizes, placed(arranged(list(sizes), edges), sizes)
 
 
 @pytest.mark.parametrize("graph", [residual(4), dense(7)], ids=["residual", "dense"])
 def test_boxes_do_not_overlap_and_edges_run_downwards(graph: LayerGraph) -> None:
-    sizes, layout = placed(graph)
+    sizes, layout = laid_out(graph)
     for one, other in combinations(sizes, 2):
         (x, y), (u, v) = layout.centres[one], layout.centres[other]
         apart = abs(x - u) >= (sizes[one][0] + sizes[other][0]) / 2
@@ -73,7 +74,7 @@ def test_boxes_do_not_overlap_and_edges_run_downwards(graph: LayerGraph) -> None
 
 @pytest.mark.parametrize("graph", [residual(4), dense(7)], ids=["residual", "dense"])
 def test_no_edge_passes_through_a_box(graph: LayerGraph) -> None:
-    sizes, layout = placed(graph)
+    sizes, layout = laid_out(graph)
     for ends, route in layout.routes.items():
         for x, y in route[1:-1]:
             for name, (u, v) in layout.centres.items():
@@ -82,7 +83,7 @@ def test_no_edge_passes_through_a_box(graph: LayerGraph) -> None:
 
 
 def test_the_trunk_of_a_residual_network_is_straight() -> None:
-    _, layout = placed(residual(5))
+    _, layout = laid_out(residual(5))
     trunk = [layout.centres[name][0] for name in ("start", "add0", "add2", "add4", "end")]
     assert max(trunk) - min(trunk) < 1
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from pellucid.graph.drawing.colours import colour_of, scaled
+from pellucid.graph.drawing.colours import colour_of
+from pellucid.graph.drawing.paint import Paint
 from pellucid.graph.drawing.scene import Curve, Label, Polygon, Rectangle, Scene, text_width
 from pellucid.graph.layers import GraphLayer, LayerGraph
 from pellucid.graph.simplifying import ARRANGING, computing_only
@@ -25,13 +26,12 @@ _PASSING = frozenset((
 
 
 def volumes(
-    graph: LayerGraph, paint: Mapping[str, float] | None = None, painted: str = ""
+    graph: LayerGraph, paint: Paint | None = None
 ) -> Scene:
     """Draw a graph as a row of feature maps; connections that skip are arcs above."""
     small = computing_only(graph, ARRANGING | _PASSING)
     layers = [layer for layer in small.layers if layer.kind != "Output" and layer.shape]
     largest = max((max(_sides(layer)) for layer in layers if layer.grid), default=1)
-    scale = max((abs(v) for v in (paint or {}).values()), default=0.0) or 1.0
     x = _MARGIN
     spots: dict[str, tuple[float, float, float]] = {}  # left, right, top
     shapes: list[Polygon | Rectangle | Label | Curve] = []
@@ -39,8 +39,8 @@ def volumes(
     for layer in layers:
         thick, high = _size(layer, largest)
         fill = colour_of(layer.kind)
-        if paint is not None:
-            fill = scaled(abs(paint[layer.name]) / scale) if layer.name in paint else "#ffffff"
+        if paint:
+            fill = paint.fill(paint.of([layer.name]))
         faces = _block(x, ground, thick, high, bool(layer.grid), fill, layer)
         shapes += faces
         deep = high * _SLANT[0] if layer.grid else 0.0
@@ -55,7 +55,7 @@ def volumes(
         x += room
     arcs = _arcs(small, layers, spots)
     scene = Scene(x + _MARGIN, ground + _HIGHEST / 2 + 66, title=graph.name)
-    title = f"{graph.name}   (coloured by {painted})" if painted else graph.name
+    title = f"{graph.name}   ({paint.caption})" if paint else graph.name
     scene.add(Label(_MARGIN, 18, title, 14, bold=True))
     scene.add(*arcs, *shapes)
     return scene
