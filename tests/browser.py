@@ -91,15 +91,15 @@ class Page:
 
     def run(self, script: str) -> Any:
         """Return the value of an expression."""
-        found = self._call("Runtime.evaluate", expression=script, returnByValue=True)
+        found = self._call(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
     def click(self, x: float, y: float) -> None:
         for kind in ("mousePressed", "mouseReleased"):
-            self._call(
-                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
-            )
+            self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def drag(self, x: float, y: float, dx: float, dy: float) -> None:
         steps = (("mousePressed", 0, 0), ("mouseMoved", dx, dy), ("mouseReleased", dx, dy))

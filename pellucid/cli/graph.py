@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pellucid.cli.explain import read_target
 from pellucid.cli.model import MODEL_HELP, add_model_options, open_model, read_preprocess
 from pellucid.cli.parser import Parser
 from pellucid.cli.quiet import talk_aside
@@ -123,7 +124,4 @@ def _paint(model: Adapter, arguments: Namespace) -> Paint | str | None:
         return paint
     from pellucid.measuring import measure
 
-    target = arguments.target
-    if target is not None and target.lstrip("-").isdecimal():
-        target = int(target)
-    return measure(model, arguments.image, arguments.paint, target)
+    return measure(model, arguments.image, arguments.paint, read_target(arguments.target))

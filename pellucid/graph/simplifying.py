@@ -32,8 +32,7 @@ def collapsed(graph: LayerGraph, containers: Collection[str]) -> LayerGraph:
             owner[layer.name] = outermost
             members.setdefault(outermost, []).append(layer)
     merged = {
-        name: merged(name, classes.get(name, ""), layers, graph)
-        for name, layers in members.items()
+        name: merged(name, classes.get(name, ""), layers, graph) for name, layers in members.items()
     }
     layers = []
     for layer in graph.layers:
@@ -52,6 +51,7 @@ def collapsed(graph: LayerGraph, containers: Collection[str]) -> LayerGraph:
 def merged(
     name: str, framework_class: str, layers: Sequence[GraphLayer], graph: LayerGraph
 ) -> GraphLayer:
+    """Return one layer that stands for all layers of a container."""
     inner = {layer.name for layer in layers}
     last = next(
         (layer for layer in reversed(layers) if not inner.issuperset(layer.outputs)), layers[-1]

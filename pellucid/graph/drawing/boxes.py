@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pellucid.graph.drawing.colours import FAMILIES, colour_of, family_of, ink_on, scaled
+from pellucid.graph.drawing.colours import FAMILIES, colour_of, family_of, ink_on
 from pellucid.graph.drawing.groups import Box, Group, Plan
+from pellucid.graph.drawing.legend import colour_bar
 from pellucid.graph.drawing.nested import Picture, pictured
 from pellucid.graph.drawing.paint import Paint
 from pellucid.graph.drawing.scene import Curve, Label, Rectangle, Scene, text_width
@@ -104,7 +105,8 @@ def boxes(
         _draw_card(scene, drawn[name], x + right, y + _HEAD)
     scene.height = _HEAD + picture.height + 34
     if paint:
-        _colour_bar(scene, paint)
+        colour_bar(scene, paint, _MARGIN, scene.height)
+        scene.height += 12
     else:
         _legend(scene, [layer for name in picture.centres for layer in _layers(plan, name)])
     scene.height += 24
@@ -135,9 +137,7 @@ def _card(box: Box, around: Sequence[str], paint: Paint | None) -> Card:
     return Card(tuple(strips))
 
 
-def _closed(
-    group: Group, layer: GraphLayer, around: Sequence[str], paint: Paint | None
-) -> Card:
+def _closed(group: Group, layer: GraphLayer, around: Sequence[str], paint: Paint | None) -> Card:
     value = paint.of(group.layers) if paint else None
     kind = layer.framework_class or layer.kind
     facts = [*_facts(layer), f"{len(group.layers)} layers"]
@@ -215,7 +215,8 @@ def _frames(scene: Scene, plan: Plan, picture: Picture, right: float) -> None:
             Rectangle(x, y, frame.width, frame.height, "#00000008", stroke, 6, dashed=repeated)
         )
         if group.depth and group.summary:
-            label = f"{_short(group.summary, list(plan.around(name)))}  {group.summary.framework_class}".strip()
+            short = _short(group.summary, list(plan.around(name)))
+            label = f"{short}  {group.summary.framework_class}".strip()
             labels.append(Label(x + 6, y + 7, label, 7.5, _GREY))
         if repeated:
             _times(scene, x + frame.width + 4, y + frame.height / 2, group.times)
@@ -224,20 +225,6 @@ def _frames(scene: Scene, plan: Plan, picture: Picture, right: float) -> None:
 
 def _times(scene: Scene, x: float, y: float, times: int) -> None:
     scene.add(Label(x, y, f"{TIMES} {times}", 13, "#c0504d", bold=True))
-
-
-def _colour_bar(scene: Scene, paint: Paint) -> None:
-    x, y, wide = _MARGIN, scene.height, 200.0
-    scene.add(Label(x, y - 12, paint.caption, 9, bold=True))
-    steps = 50
-    for step in range(steps):
-        fill = scaled((step + 0.5) / steps)
-        scene.add(Rectangle(x + wide * step / steps, y, wide / steps + 0.3, 9, fill, "none"))
-    scene.add(Rectangle(x, y, wide, 9, "none", "#8a8a95"))
-    for fraction, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
-        text = paint.shown(paint.at(fraction))
-        scene.add(Label(x + wide * fraction, y + 16, text, _SMALL, "#1d1d22", anchor))
-    scene.height += 12
 
 
 def _legend(scene: Scene, layers: Sequence[GraphLayer]) -> None:

@@ -144,7 +144,9 @@ def _planned(
 ) -> tuple[LayerGraph, Plan, frozenset[str], Paint | None]:
     colours = paint_of(graph, paint)
     whole = graph if arranging else computing_only(graph, ARRANGING)
-    shown, folded = without_repeats(whole, colours.values if colours else {}) if repeats else (whole, [])
+    shown, folded = (
+        without_repeats(whole, colours.values if colours else {}) if repeats else (whole, [])
+    )
     plan = planned(shown, folded, whole)
     closed: frozenset[str] = frozenset()
     if depth is not None or closing:

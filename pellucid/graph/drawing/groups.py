@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 
 from pellucid.graph.drawing.colours import family_of
 from pellucid.graph.drawing.layout import Arrangement, Edge, Node, arranged
@@ -203,11 +204,11 @@ def _groups(
         if found not in named:
             layers = [layer for name in boxes if name in found for layer in boxes[name].layers]
             add(f"repeat of {layers[0].name}", found, _sum(layers), layers)
-    for name, found in sorted(inside.items(), key=lambda item: -len(item[1])):
-        if named[frozenset(found)] == name:
+    for name in sorted(inside, key=lambda name: -len(inside[name])):
+        if named[frozenset(inside[name])] == name:
             layers = [layer for layer in whole.layers if name in layer.path]
             summary = merged(name, classes.get(name, ""), layers, whole)
-            add(name, frozenset(found), summary, layers)
+            add(name, frozenset(inside[name]), summary, layers)
     return members, groups
 
 
@@ -225,9 +226,7 @@ def _sum(layers: Sequence[GraphLayer]) -> GraphLayer:
     )
 
 
-def _parents(
-    boxes: Mapping[str, Box], members: Mapping[str, frozenset[str]]
-) -> dict[str, str]:
+def _parents(boxes: Mapping[str, Box], members: Mapping[str, frozenset[str]]) -> dict[str, str]:
     """Return the innermost group around each box and group."""
     order = sorted(members, key=lambda name: -len(members[name]))
     parents: dict[str, str] = {}
@@ -256,15 +255,15 @@ def _connect(
 
     lines = {box: ancestors(box) for box in boxes}
     for line in lines.values():
-        for child, parent in zip(line, line[1:], strict=False):
+        for child, parent in pairwise(line):
             children[parent].setdefault(child)
     for source, target in edges:
         up, down = lines[source], lines[target]
         while len(up) > 1 and len(down) > 1 and up[-2] == down[-2]:
             up, down = up[:-1], down[:-1]
-        for child, parent in zip(up[:-2], up[1:-1], strict=True):  # out of the source's groups
+        for child, parent in pairwise(up[:-1]):  # out of the source's groups
             found[parent].setdefault(Edge(child, ("exit", source), source))
-        for child, parent in zip(down[:-2], down[1:-1], strict=True):
+        for child, parent in pairwise(down[:-1]):
             found[parent].setdefault(Edge(("entry", source), child, source))
         found[up[-1]].setdefault(Edge(up[-2], down[-2], source))
     for name, group in groups.items():

@@ -135,7 +135,10 @@ def placed(
         x0 += doors.get((edge.source, edge.carries, "exit"), 0.0)
         x1 += doors.get((edge.target, edge.carries, "entry"), 0.0)
         first, last = row_of[edge.source], row_of[edge.target]
-        points = [(x0, y0 + sizes.get(edge.source, _NONE)[1] / 2), (x0, tops[first] + heights[first])]
+        points = [
+            (x0, y0 + sizes.get(edge.source, _NONE)[1] / 2),
+            (x0, tops[first] + heights[first]),
+        ]
         for place in chain[1:-1]:
             row = row_of[place]
             points += [(x[place], tops[row]), (x[place], tops[row] + heights[row])]

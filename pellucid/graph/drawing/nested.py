@@ -71,7 +71,7 @@ def pictured(
     closed : the groups that are drawn as boxes.
     """
     layouts: dict[str, Layout] = {}
-    measured: dict[Node, tuple[float, float]] = dict(sizes)
+    measured: dict[Node, tuple[float, float]] = {}
 
     def lay_out(name: str) -> None:
         group = plan.groups[name]

@@ -48,7 +48,9 @@ def scene_page(graph: LayerGraph, scene: Scene) -> str:
     return _page(graph, {"svg": to_svg(scene)})
 
 
-def _page(graph: LayerGraph, data: dict[str, Any], summaries: list[GraphLayer] | None = None) -> str:
+def _page(
+    graph: LayerGraph, data: dict[str, Any], summaries: list[GraphLayer] | None = None
+) -> str:
     data["details"] = {x.name: _details(x) for x in (*(summaries or []), *graph.layers)}
     total = (
         f"{graph.name}: {sum(not x.is_port for x in graph)} layers, "
@@ -103,7 +105,9 @@ def _node(node: Node) -> tuple[str, str]:
 
 def _legend(plan: Plan, paint: Paint | None) -> dict[str, Any]:
     if paint is None:
-        used = dict.fromkeys(family_of(layer.kind) for box in plan.boxes.values() for layer in box.layers)
+        used = dict.fromkeys(
+            family_of(layer.kind) for box in plan.boxes.values() for layer in box.layers
+        )
         return {"families": {name: FAMILIES[name] for name in used if name != "port"}}
     return {
         "caption": paint.caption,

@@ -42,7 +42,7 @@ def save_figure(scene: Scene, path: Path, dpi: float = 144) -> None:
     FigureCanvasAgg(figure)
     figure.add_artist(Picture(), clip=False)
     # Flat colours pack well at any level; the usual one takes several times as long.
-    packing = {"pil_kwargs": {"compress_level": 1}} if path.suffix.lower() == ".png" else {}
+    packing: Any = {"pil_kwargs": {"compress_level": 1}} if path.suffix.lower() == ".png" else {}
     figure.savefig(path, dpi=dpi, **packing)
 
 

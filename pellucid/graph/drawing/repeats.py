@@ -82,9 +82,7 @@ def _segments(graph: LayerGraph) -> list[list[GraphLayer]]:
     return [segment for segment in segments if segment]
 
 
-def _sign(
-    segment: list[GraphLayer], numbers: Mapping[str, float]
-) -> tuple[object, ...]:
+def _sign(segment: list[GraphLayer], numbers: Mapping[str, float]) -> tuple[object, ...]:
     place = {layer.name: i for i, layer in enumerate(segment)}
     return tuple(
         (layer.kind, layer.shape, layer.multiply_adds, layer.parameters, layer.fused,

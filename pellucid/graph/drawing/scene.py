@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["Curve", "Label", "Polygon", "Rectangle", "Scene", "text_width"]
+__all__ = ["Anchor", "Curve", "Label", "Polygon", "Rectangle", "Scene", "text_width"]
 
 Point = tuple[float, float]
+Anchor = Literal["start", "middle", "end"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Label:
     text: str
     size: float = 10.0
     colour: str = "#1d1d22"
-    anchor: Literal["start", "middle", "end"] = "start"
+    anchor: Anchor = "start"
     bold: bool = False
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from pellucid.graph.drawing.colours import colour_of, ink_on
+from pellucid.graph.drawing.legend import colour_bar
 from pellucid.graph.drawing.paint import Paint
 from pellucid.graph.drawing.scene import Label, Rectangle, Scene, text_width
 from pellucid.graph.layers import LayerGraph
@@ -26,8 +25,7 @@ def sheet(graph: LayerGraph, paint: Paint | None = None) -> Scene:
         for i in range(len(COLUMNS))
     ]
     scene = Scene(sum(widths) + 40, _ROW * (len(rows) + 3) + 50, title=graph.name)
-    title = f"{graph.name}   ({paint.caption})" if paint else graph.name
-    scene.add(Label(20, 20, title, 13, bold=True))
+    scene.add(Label(20, 20, graph.name, 13, bold=True))
     y = 46.0
     _row(scene, COLUMNS, widths, y, head=True)
     for layer, row in zip(graph.layers, rows, strict=True):
@@ -46,6 +44,9 @@ def sheet(graph: LayerGraph, paint: Paint | None = None) -> Scene:
         "total", "", "", f"{graph.parameters:,}", short_count(graph.multiply_adds), "",
     )  # fmt: skip
     _row(scene, total, widths, y, head=True)
+    if paint:
+        scene.height += 50
+        colour_bar(scene, paint, 20, scene.height - 30)
     return scene
 
 

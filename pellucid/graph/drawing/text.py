@@ -29,7 +29,8 @@ def to_dot(
     def node(layer: GraphLayer, group: Group | None) -> str:
         fill = _fill(layer, group, paint)
         label = _quoted("\n".join(_lines(layer, group, paint)))
-        return f'{_quoted(layer.name)} [label={label}, fillcolor="{fill}", fontcolor="{ink_on(fill)}"];'
+        colours = f'fillcolor="{fill}", fontcolor="{ink_on(fill)}"'
+        return f"{_quoted(layer.name)} [label={label}, {colours}];"
 
     def begin(group: Group) -> str:
         return f"subgraph {_quoted('cluster ' + group.name)} {{ label={_quoted(_title(group))};"

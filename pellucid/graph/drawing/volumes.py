@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from pellucid.graph.drawing.colours import colour_of
+from pellucid.graph.drawing.legend import colour_bar
 from pellucid.graph.drawing.paint import Paint
 from pellucid.graph.drawing.scene import Curve, Label, Polygon, Rectangle, Scene, text_width
 from pellucid.graph.layers import GraphLayer, LayerGraph
@@ -25,9 +26,7 @@ _PASSING = frozenset((
 ))  # fmt: skip
 
 
-def volumes(
-    graph: LayerGraph, paint: Paint | None = None
-) -> Scene:
+def volumes(graph: LayerGraph, paint: Paint | None = None) -> Scene:
     """Draw a graph as a row of feature maps; connections that skip are arcs above."""
     small = computing_only(graph, ARRANGING | _PASSING)
     layers = [layer for layer in small.layers if layer.kind != "Output" and layer.shape]
@@ -55,8 +54,10 @@ def volumes(
         x += room
     arcs = _arcs(small, layers, spots)
     scene = Scene(x + _MARGIN, ground + _HIGHEST / 2 + 66, title=graph.name)
-    title = f"{graph.name}   ({paint.caption})" if paint else graph.name
-    scene.add(Label(_MARGIN, 18, title, 14, bold=True))
+    scene.add(Label(_MARGIN, 18, graph.name, 14, bold=True))
+    if paint:
+        scene.height += 40
+        colour_bar(scene, paint, _MARGIN, scene.height - 34)
     scene.add(*arcs, *shapes)
     return scene
 
