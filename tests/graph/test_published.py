@@ -64,3 +64,42 @@ def test_mobilenet_v2() -> None:
     assert graph.parameters + graph.statistics == model.count_params()
     assert graph.multiply_adds == 300_774_272
     agree(adapter, graph, image())
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "parameters", "multiply_adds", "in_training"),
+    [
+        ("InceptionV3", (3, 299, 299), 23_834_568, 5_713_216_096, 27_161_264),
+        ("DenseNet121", (3, 224, 224), 7_978_856, 2_834_161_664, 7_978_856),
+    ],
+)
+def test_networks_that_branch(
+    name: str,
+    size: tuple[int, ...],
+    parameters: int,
+    multiply_adds: int,
+    in_training: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """23.83 M and 5.71 G, 27.16 M with the auxiliary classifier; 7.98 M and 2.83 G."""
+    import torch
+
+    from pellucid.adapters.torch.adapter import TorchAdapter
+    from tests.graph import branching
+
+    monkeypatch.setenv("PELLUCID_CACHE", "off")
+    torch.manual_seed(0)
+    network = getattr(branching, name)().eval()
+    assert sum(p.numel() for p in network.parameters()) == in_training
+    adapter = TorchAdapter(network)
+    x = np.random.default_rng(0).standard_normal((1, *size), np.float32)
+    adapter.batch(x)
+    graph = adapter.graph
+    assert graph.parameters == parameters
+    assert graph.multiply_adds == multiply_adds
+    used = {layer.name for layer in graph}
+    known = [x.name for x in adapter.layers if x.name in used]
+    native, fetched = adapter.run(x, known[::10]), values(graph, (x,))
+    for layer in known[::10]:
+        scale = np.abs(native[layer]).max()
+        assert np.abs(fetched[layer] - native[layer]).max() <= 1e-4 * scale, layer

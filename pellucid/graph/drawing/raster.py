@@ -107,8 +107,9 @@ class _Pen:
         context = self.renderer.new_gc()
         context.set_foreground(label.colour)
         size = label.size * _WIDER
-        wide = _unit_width(label.text, label.bold) * size
-        x = label.x - {"start": 0.0, "middle": 0.5, "end": 1.0}[label.anchor] * wide
+        x = label.x
+        if part := {"start": 0.0, "middle": 0.5, "end": 1.0}[label.anchor]:
+            x -= part * size * _unit_width(label.text, label.bold)
         y = label.y + _MIDDLE * size
         if not self.renderer.flipy():
             y = self.height - y

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 __all__ = ["Anchor", "Curve", "Label", "Polygon", "Rectangle", "Scene", "text_width"]
@@ -84,6 +85,7 @@ class Scene:
         self.shapes.extend(shapes)
 
 
+@lru_cache(maxsize=8192)
 def text_width(text: str, size: float, bold: bool = False) -> float:
     """Estimate how wide a line of sans-serif text is."""
     narrow = sum(c in "iljtf.,:;|!' ()[]1" for c in text)

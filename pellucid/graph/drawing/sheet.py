@@ -60,8 +60,9 @@ def _row(
 ) -> None:
     x = 20.0
     for i, (text, width) in enumerate(zip(row, widths, strict=True)):
-        while text and text_width(text, _SIZE, bold=not i) > width - 12:
-            text = "…" + text[2:]
+        while text and (wide := text_width(text, _SIZE, bold=not i)) > width - 12:
+            kept = int(len(text) * (width - 12) / wide)
+            text = "…" + text[max(len(text) - kept, 2) :]
         colour = ink if i == 1 else "#1d1d22"
         if i in _RIGHT:
             scene.add(Label(x + width - 12, y, text, _SIZE, colour, "end", bold=head))
