@@ -75,7 +75,7 @@ def gradient_energy(model: Adapter, x: Batches, target: Any = None) -> Numbers:
     """Return the sum of squares of the score's gradient at each layer, for one image on average.
 
     Only layers that the framework names have one; operations that are spelled out in its code
-    do not.
+    do not. A layer that the score does not depend on, such as a final softmax, has 0.
     """
     known = {layer.name for layer in model.layers}
     names = [x.name for x in model.graph.layers if x.name in known and not x.is_port]

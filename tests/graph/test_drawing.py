@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as Tree
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from pellucid.graph.drawing.nested import pictured
 from pellucid.graph.drawing.paint import Paint
 from pellucid.graph.drawing.repeats import without_repeats
 from pellucid.graph.drawing.scene import Label, Rectangle
-from pellucid.graph.layers import GraphLayer, LayerGraph
+from pellucid.graph.layers import Container, GraphLayer, LayerGraph
 from pellucid.graph.table import TIMES
 from tests.graph.graphs import built, dense, residual
 
@@ -177,6 +178,16 @@ def test_pieces_of_an_edge_meet_at_the_borders_of_groups() -> None:
             for name, (u, v) in boxes.items()
         )
         assert leaves or (round(x, 6), round(y, 6)) in ends
+
+
+def test_a_repeated_block_is_called_by_the_innermost_container() -> None:
+    graph = residual(3)
+    nested = [replace(x, path=("stage", *x.path)) if x.path else x for x in graph.layers]
+    whole = replace(graph, layers=tuple(nested), containers=(Container("stage"), *graph.containers))
+    plan = planned(*without_repeats(whole), whole)
+    assert set(plan.groups) == {"", "block0"}
+    assert plan.groups["block0"].times == 3
+    assert plan.groups["block0"].layers == ("conv0", "deep0", "add0")
 
 
 def test_groups_of_a_large_network_are_closed_until_it_fits() -> None:

@@ -195,11 +195,15 @@ def _groups(
         if len(found) > 1 and clear:
             known.add(found)
             members[name] = found
-            held = tuple(layer.name for layer in layers)
-            groups[name] = Group(name, summary, times.get(found, 1), depth.get(name, 0), held)
+            names = tuple(layer.name for layer in layers)
+            groups[name] = Group(name, summary, times.get(found, 1), depth.get(name, 0), names)
 
     known: set[frozenset[str]] = set()
-    named = {frozenset(found): name for name, found in reversed(inside.items())}
+    named: dict[frozenset[str], str] = {}
+    for name, held in inside.items():  # outer containers first
+        if frozenset(held) in times:  # the innermost is what repeats
+            named[frozenset(held)] = name
+        named.setdefault(frozenset(held), name)
     for found in times:
         if found not in named:
             layers = [layer for name in boxes if name in found for layer in boxes[name].layers]

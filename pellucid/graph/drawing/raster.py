@@ -79,11 +79,11 @@ class _Pen:
     ) -> None:
         from matplotlib.path import Path as Outline
 
-        context = self.renderer.new_gc()
-        context.set_linewidth(0.0 if stroke == "none" else width * self.unit)
+        context = self.renderer.new_gc()  # its lengths are points whatever the resolution
+        context.set_linewidth(0.0 if stroke == "none" else width)
         context.set_foreground("#000000" if stroke == "none" else stroke)
         if dashed:
-            context.set_dashes(0, [5 * self.unit, 3 * self.unit])
+            context.set_dashes(0, [5, 3])
         self.renderer.draw_path(context, Outline(points, codes), self.place, _rgba(fill))
         context.restore()
 
