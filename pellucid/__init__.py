@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pellucid.explainer import explain as explain
     from pellucid.explanation import Explanation as Explanation
     from pellucid.images import Preprocess as Preprocess
+    from pellucid.measuring import measure as measure
     from pellucid.methods.targets import Contrast as Contrast
     from pellucid.methods.targets import Counterfactual as Counterfactual
     from pellucid.methods.targets import Detection as Detection
@@ -44,6 +45,7 @@ _HOME = {
     "layers": "pellucid.candidates",
     "load": "pellucid.adapters.load",
     "load_explainer": "pellucid.compiled",
+    "measure": "pellucid.measuring",
 }
 _OWN_NAME = {"compile": "compile_explainer"}  # where it does not hide the builtin
 

@@ -694,7 +694,15 @@ def test_graph_is_printed_drawn_and_kept_in_the_cache(
     assert document["multiply_adds"] == 14 * 14 * 4 * 3 * 3 * 3
     assert main(["graph", "tiny.pt2", "-o", "tiny.svg"]) == 0
     assert Path("tiny.svg").read_text().count("Conv2D") >= 1
-    capsys.readouterr()
+    _photograph("photo.png", (16, 16))
+    for paint in ("parameters", "dead_channels", "gradient_energy"):
+        arguments = ["graph", "tiny.pt2", "-o", "painted.svg", "--paint", paint]
+        assert main([*arguments, "--image", "photo.png", "--target", "1"]) == 0
+        assert "Conv2D" in Path("painted.svg").read_text()
+    assert main(["graph", "tiny.pt2", "--paint", "time", "-o", "painted.svg"]) == 2
+    assert "--image" in capsys.readouterr().err
+    assert main(["graph", "tiny.pt2", "--paint", "parameters"]) == 2
+    assert "-o FILE" in capsys.readouterr().err
     assert main(["cache", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["entries"]) == 1
     assert main(["cache", "--clear"]) == 0

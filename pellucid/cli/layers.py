@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pellucid.cli.explain import read_target
 from pellucid.cli.model import MODEL_HELP, add_model_options, open_model, read_preprocess
 from pellucid.cli.parser import Parser
 from pellucid.cli.quiet import talk_aside
+from pellucid.cli.target import read_name
 from pellucid.cli.terminal import plain, styled, table
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def run(arguments: Namespace) -> None:
         adapter = open_model(arguments, preprocess)
         layers = adapter.layers
         images = [Path(image).expanduser() for image in arguments.images or ()]
-        found = candidates(adapter, images or None, read_target(arguments.target))
+        found = candidates(adapter, images or None, read_name(arguments.target))
     if arguments.json:
         print(json.dumps(_document(adapter, arguments.model, found), allow_nan=False))
         return
