@@ -113,7 +113,7 @@ class _Builder:
                 )  # fmt: skip
         try:
             if entry.get("custom"):
-                made = self._custom(kind, config)
+                made = self._around_cells(config) if kind == "RNN" else self._custom(kind, config)
             elif kind == "Lambda":
                 made = self._lambda(config, path, name)
             else:
@@ -132,6 +132,22 @@ class _Builder:
         if inspect.isclass(given) and hasattr(given, "from_config"):
             return given.from_config(config)
         return given(**{k: v for k, v in config.items() if k not in ("dtype", "trainable")})
+
+    def _around_cells(self, config: Config) -> Any:
+        """Make an RNN of several cells, or of one that the caller gives."""
+
+        def made(entry: Any) -> Any:
+            kind, inner = entry["class_name"].split(">")[-1], dict(entry.get("config") or {})
+            if kind == "StackedRNNCells":
+                return [made(cell) for cell in inner["cells"]]
+            if kind in self.objects:
+                return self._custom(kind, inner)
+            known = _arguments(getattr(keras.layers, kind))
+            return getattr(keras.layers, kind)(**{k: v for k, v in inner.items() if k in known})
+
+        known = _arguments(keras.layers.RNN)
+        kept = {k: v for k, v in config.items() if k in known and k not in ("cell", "dtype")}
+        return keras.layers.RNN(made(config["cell"]), **kept)
 
     def _lambda(self, config: Config, path: str, name: str) -> Any:
         needs = [n for n in self.source.needs if n.layer == path]

@@ -159,6 +159,14 @@ class _Reader:
             return {"class_name": "Operation", "name": name, "config": {"name": name, **operation}}
         if kind == "Lambda":
             return {"class_name": kind, "name": name, "config": self.lambda_(config, name, path)}
+        if kind == "RNN" and isinstance(config.get("cell"), dict):
+            cell = str(config["cell"].get("class_name")).split(">")[-1]
+            if cell not in _LAYER_OF_CELL:
+                return self.around_cells(config, cell, name, path)
+            self.notes.translate(f"an RNN around a {cell} is built as {_LAYER_OF_CELL[cell]}")
+            kind = raw["class_name"] = _LAYER_OF_CELL[cell]
+            inner = dict(config.pop("cell").get("config") or {})
+            config = {**inner, **config}
         registered = ">" in raw["class_name"] + str(raw.get("registered_name"))
         if known := familiar(kind, config):
             self.notes.translate(f"{kind} is taken for that of Keras's applications")
@@ -176,6 +184,17 @@ class _Reader:
                 new[key] = self.layer(new[key], path + "/", {})
         new["name"] = name
         return {"class_name": kind, "name": name, "config": new}
+
+    def around_cells(self, config: Config, cell: str, name: str, path: str) -> Config:
+        """Keep an RNN whose cell is code, or several cells, for the builder."""
+        inside = config["cell"].get("config") or {}
+        cells = inside.get("cells") if cell == "StackedRNNCells" else [config["cell"]]
+        for one in cells if isinstance(cells, list) else ():
+            kind = str(one.get("class_name") if isinstance(one, dict) else one).split(">")[-1]
+            if kind not in _LAYER_OF_CELL:
+                self.notes.need(Need(path, kind, "layer", kind))
+        kept = {k: v for k, v in config.items() if k not in _INPUT_KEYS}
+        return {"class_name": "RNN", "name": name, "custom": True, "config": {**kept, "name": name}}
 
     def lambda_(self, config: Config, name: str, path: str) -> Config:
         function, kind = config.get("function"), config.get("function_type")
