@@ -217,7 +217,7 @@ def fork_instead() -> None:
     def first_read(source: Any, path: str, size: int) -> None:
         child = os.fork()
         if not child:
-            signal.alarm(_SECONDS // 2)
+            signal.alarm(_SECONDS // 12)
             with contextlib.suppress(BaseException):
                 isolation.read_h5(source, path, size)
             os._exit(0)

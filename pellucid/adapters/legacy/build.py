@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from pellucid.adapters.legacy.files import guarded
 from pellucid.adapters.legacy.lambdas import BytecodeError, function_of
 from pellucid.adapters.legacy.model import Config, LegacyModel, Need, fault
 from pellucid.adapters.legacy.spelling import ACTIVATIONS, MODELS
+from pellucid.adapters.legacy.store import snake
 from pellucid.adapters.legacy.variables import Shape, fits, variables
 from pellucid.errors import LoadError, PellucidError
 
@@ -331,12 +333,24 @@ def _by_attributes(layer: Any, parts: list[str]) -> Any:
     """Find the variable that a file names by attributes: `dense/vars/0` or `cell/kernel`."""
     numbered = len(parts) > 1 and parts[-2] == "vars" and parts[-1].isdigit()
     for part in parts[:-2] if numbered else parts:
-        layer = getattr(layer, part, None)
+        several = isinstance(layer, list | tuple)
+        layer = _items(layer).get(part) if several else getattr(layer, part, None)
     if not numbered:
         return layer if isinstance(layer, keras.Variable) else None
     own = getattr(layer, "_trainable_variables", [])
     own = own + getattr(layer, "_non_trainable_variables", [])
     return own[int(parts[-1])] if int(parts[-1]) < len(own) else None
+
+
+def _items(layers: Any) -> dict[str, Any]:
+    """Name the layers of a list as Keras 3 does: `lstm_cell`, `gru_cell`, `lstm_cell_1`."""
+    found: dict[str, Any] = {}
+    counts: Counter[str] = Counter()
+    for layer in layers:
+        name = snake(type(layer).__name__)
+        found[f"{name}_{counts[name]}" if counts[name] else name] = layer
+        counts[name] += 1
+    return found
 
 
 def _names() -> dict[str, Any]:

@@ -160,13 +160,7 @@ class _Reader:
         if kind == "Lambda":
             return {"class_name": kind, "name": name, "config": self.lambda_(config, name, path)}
         if kind == "RNN" and isinstance(config.get("cell"), dict):
-            cell = str(config["cell"].get("class_name")).split(">")[-1]
-            if cell not in _LAYER_OF_CELL:
-                return self.around_cells(config, cell, name, path)
-            self.notes.translate(f"an RNN around a {cell} is built as {_LAYER_OF_CELL[cell]}")
-            kind = raw["class_name"] = _LAYER_OF_CELL[cell]
-            inner = dict(config.pop("cell").get("config") or {})
-            config = {**inner, **config}
+            return self.around_cells(config, name, path)
         registered = ">" in raw["class_name"] + str(raw.get("registered_name"))
         if known := familiar(kind, config):
             self.notes.translate(f"{kind} is taken for that of Keras's applications")
@@ -185,13 +179,13 @@ class _Reader:
         new["name"] = name
         return {"class_name": kind, "name": name, "config": new}
 
-    def around_cells(self, config: Config, cell: str, name: str, path: str) -> Config:
-        """Keep an RNN whose cell is code, or several cells, for the builder."""
-        inside = config["cell"].get("config") or {}
-        cells = inside.get("cells") if cell == "StackedRNNCells" else [config["cell"]]
-        for one in cells if isinstance(cells, list) else ():
+    def around_cells(self, config: Config, name: str, path: str) -> Config:
+        """Keep an RNN around one or several cells for the builder; a cell may be code."""
+        cell = config["cell"]
+        cells = (cell.get("config") or {}).get("cells")
+        for one in cells if isinstance(cells, list) else [cell]:
             kind = str(one.get("class_name") if isinstance(one, dict) else one).split(">")[-1]
-            if kind not in _LAYER_OF_CELL:
+            if kind not in _CELLS:
                 self.notes.need(Need(path, kind, "layer", kind))
         kept = {k: v for k, v in config.items() if k not in _INPUT_KEYS}
         return {"class_name": "RNN", "name": name, "custom": True, "config": {**kept, "name": name}}
@@ -277,6 +271,7 @@ class _Reader:
                 "output_layers": ends[1]}}  # fmt: skip
 
 
+_CELLS = ("LSTMCell", "GRUCell", "SimpleRNNCell")
 _INPUT_KEYS = ("batch_input_shape", "input_dtype", "dtype", "batch_size")
 
 
