@@ -191,6 +191,11 @@ class Adapter(ABC):
         return False
 
     @property
+    def training(self) -> bool:
+        """Whether the model is in training mode; it is run in evaluation mode all the same."""
+        return False
+
+    @property
     def graph(self) -> LayerGraph:
         """The layer graph, read from the model's ONNX form.
 

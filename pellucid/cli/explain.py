@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pellucid import __version__
 from pellucid.cli.model import MODEL_HELP, add_model_options, open_model, read_preprocess
 from pellucid.cli.parser import Parser, count
+from pellucid.cli.progress import showing_progress
 from pellucid.cli.quiet import talk_aside
 from pellucid.cli.target import add_target_options, read_target
 from pellucid.cli.terminal import item, plain, styled, table
@@ -48,7 +49,8 @@ examples:
 _METHODS = (
     "grad-cam (the default), grad-cam++, xgrad-cam, hires-cam, layer-cam, eigen-cam, "
     "eigengrad-cam, score-cam, ablation-cam, recipro-cam, layer-conductance; saliency, "
-    "input-x-gradient, guided-backprop, deconvnet, integrated-gradients, smoothgrad; "
+    "input-x-gradient, guided-backprop, deconvnet, integrated-gradients, "
+    "expected-gradients, blur-ig, guided-ig, xrai, smoothgrad; "
     "guided-grad-cam"
 )
 
@@ -132,7 +134,7 @@ def run(arguments: Namespace) -> None:
     _check_colormap(arguments.colormap)
     for image in images:
         _check_image(image)
-    with talk_aside():
+    with talk_aside(), showing_progress():
         adapter = open_model(arguments, preprocess, labels)
         explanations: list[Explanation] = explain(  # type: ignore[assignment]
             adapter,

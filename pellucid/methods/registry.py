@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pellucid.errors import MethodError, nearest
-from pellucid.methods import cam, conductance, forward_cam, gradient, guided_cam, matrix_cam
+from pellucid.methods import (
+    cam,
+    conductance,
+    forward_cam,
+    gradient,
+    guided_cam,
+    matrix_cam,
+    path,
+    xrai,
+)
 
 __all__ = ["METHODS", "Method", "method_named"]
 
@@ -41,6 +50,11 @@ class Method:
         """The options, with their defaults."""
         found = inspect.signature(self.function).parameters.values()
         return {p.name: p.default for p in found if p.kind is p.KEYWORD_ONLY}
+
+    @property
+    def smoothable(self) -> bool:
+        """Whether it can be averaged over noisy copies: it draws none of its own."""
+        return "noise" not in self.parameters
 
     def checked(self, options: Mapping[str, Any], also: tuple[str, ...] = ()) -> dict[str, Any]:
         """Return the options, or say which one the method does not have.
@@ -102,7 +116,11 @@ METHODS = {
         Method("input-x-gradient", gradient.input_x_gradient, signed=True),
         Method("guided-backprop", gradient.guided_backprop),
         Method("deconvnet", gradient.deconvnet),
-        Method("integrated-gradients", gradient.integrated_gradients, signed=True),
+        Method("integrated-gradients", path.integrated_gradients, signed=True),
+        Method("expected-gradients", path.expected_gradients, signed=True, like=_PAPER),
+        Method("blur-ig", path.blur_ig, signed=True, like=_PAPER),
+        Method("guided-ig", path.guided_ig, signed=True, like=_PAPER),
+        Method("xrai", xrai.xrai, pixels=False, like=_PAPER),
         Method("smoothgrad", gradient.smoothgrad, like=_PAPER),
         Method("guided-grad-cam", guided_cam.guided_grad_cam, layer=True, like=_PAPER),
     )

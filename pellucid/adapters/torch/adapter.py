@@ -103,6 +103,11 @@ class TorchAdapter(Adapter):
         return bool(leaves) and leaves[0].framework_class.lower().startswith(("normaliz", "rescal"))
 
     @property
+    def training(self) -> bool:
+        """Whether the module is in training mode; it is run in evaluation mode all the same."""
+        return bool(self.module.training)
+
+    @property
     def versions(self) -> dict[str, str]:
         """The version of torch."""
         return {"torch": torch.__version__}
