@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pellucid.adapters.base import Adapter, Array
+from pellucid.adapters.engine import Engine, engine_for
 from pellucid.adapters.load import load
 from pellucid.errors import MethodError, nearest
 from pellucid.explanation import Explanation
@@ -38,6 +39,7 @@ def explain(
     like: str | None = None,
     seed: int = 0,
     top: int = 5,
+    engine: Engine = "native",
     **options: Any,
 ) -> Explanation | list[Explanation]:
     """Explain what a network sees in images.
@@ -64,6 +66,10 @@ def explain(
         None and `"paper"`: the paper's definition.
     seed : governs all randomness of the call.
     top : how many predictions the explanation lists.
+    engine : what computes. `"native"`: the model's own framework, the reference. `"onnx"`:
+        onnxruntime, on the model's ONNX export, which is made if need be and kept. `"auto"`:
+        onnxruntime if an export is at hand and agrees with the framework, see
+        `pellucid.adapters.engine`. ONNX files are always computed by onnxruntime.
     options : of the method, see `pellucid.methods`. Class activation maps: `relu` (True);
         `fuse`, how several layers become one map (`"mean"` or `"max"`). `smooth=25` averages any
         method over so many noisy copies of the image; `noise` (0.15) is the noise's share of the
@@ -95,6 +101,7 @@ def explain(
         keywords = {"relu": style.relu, **keywords}
     keywords = {**found.like.get(like or "paper", {}), **keywords}
     prepared: Prepared = adapter.prepare(images)
+    adapter, chosen = engine_for(adapter, engine)
     objective = Objective(adapter, target, space)
     layers, reason = _layers(adapter, style, layer) if found.layer else ((), None)
     if not found.layer and layer is not None:
@@ -113,7 +120,10 @@ def explain(
         "layer": layers[0] if len(layers) == 1 else layers or None,
         "layer_reason": reason,
         "options": {"like": like, **options} if like else options,
-        "provenance": _provenance(adapter, prepared, seed, seconds),
+        "provenance": {
+            **_provenance(adapter, prepared, seed, seconds),
+            **({"engine_reason": chosen} if chosen else {}),
+        },
     }
     by_class = _class_probabilities(objective)
     strengths = [_strength(found, one) for one in attribution]
@@ -290,7 +300,7 @@ def _provenance(adapter: Adapter, prepared: Prepared, seed: int, seconds: float)
         "model_sha256": adapter.fingerprint,
         "framework": adapter.framework,
         "versions": {"pellucid": __version__, "numpy": np.__version__, **adapter.versions},
-        "engine": "native",
+        "engine": adapter.engine,
         "preprocessing": "given as a batch" if preprocess is None else described,
         "seed": seed,
         "seconds": round(seconds, 4),

@@ -9,11 +9,12 @@ import pytest
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("MPLBACKEND", "Agg")
-_cache = tempfile.TemporaryDirectory(prefix="pellucid-tests-")
-os.environ["PELLUCID_CACHE"] = _cache.name
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share what one of them has exported
+    _cache = tempfile.TemporaryDirectory(prefix="pellucid-tests-")
+    os.environ["PELLUCID_CACHE"] = _cache.name
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from tests.twins import TWINS, Twin  # noqa: E402
+from tests.twins import TWINS, Twin
 
 
 @pytest.fixture(params=sorted(TWINS))

@@ -147,6 +147,7 @@ class Adapter(ABC):
     """
 
     framework: ClassVar[str]
+    engine: ClassVar[Literal["native", "onnx"]] = "native"  # what computes
     notes: tuple[str, ...] = ()
     fixed_batch: int | None = None  # the only batch size that the model takes, if it is so
 
@@ -215,13 +216,22 @@ class Adapter(ABC):
         """The model's ONNX form with every layer call marked; made once, then kept on disk."""
         from pellucid.graph.cache import cached_form
 
-        key = self._form_key()
+        key = self.form_key
         if self._form is None or self._form[0] != key:
             self._form = (key, cached_form(key, self._export))
         return self._form[1]
 
-    def _form_key(self) -> tuple[str, ...]:
-        """Return all that the ONNX form follows from."""
+    @property
+    def has_form(self) -> bool:
+        """Whether the ONNX form is at hand, in memory or on disk."""
+        from pellucid.graph.cache import is_at_hand
+
+        key = self.form_key
+        return (self._form is not None and self._form[0] == key) or is_at_hand(key)
+
+    @property
+    def form_key(self) -> tuple[str, ...]:
+        """All that the ONNX form follows from."""
         versions = (f"{name} {version}" for name, version in self.versions.items())
         return (self.framework, self.fingerprint, *versions)
 

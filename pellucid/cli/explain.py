@@ -93,6 +93,13 @@ def parser() -> Parser:
         default=[],
         help="an option of the method, such as relu=false or fuse=max; may be repeated",
     )
+    what.add_argument(
+        "--engine",
+        choices=("native", "onnx", "auto"),
+        default="native",
+        help="compute with the model's own framework (the default), with onnxruntime on its ONNX "
+        "export, or with onnxruntime where an export is at hand and agrees",
+    )
     add_model_options(parser)
     shown = parser.add_argument_group("what is shown")
     shown.add_argument(
@@ -145,6 +152,7 @@ def run(arguments: Namespace) -> None:
             space=arguments.space,
             like=arguments.like,
             top=arguments.top,
+            engine=arguments.engine,
             **options,
         )
     _write(explanations, outputs, arguments.colormap)
@@ -173,7 +181,8 @@ def read_options(given: Sequence[str]) -> dict[str, Any]:
         name = name.strip().replace("-", "_")
         if not (equals and name):
             raise MethodError(f"--option {pair!r}: expected NAME=VALUE, such as relu=false.")
-        if name in ("model", "images", "method", "target", "layer", "space", "like", "top"):
+        if name in ("model", "images", "method", "target", "layer", "space", "like", "top",
+                    "engine"):  # fmt: skip
             raise MethodError(f"{name!r} is no option of a method: give it as --{name}.")
         try:
             options[name] = json.loads(text.lower() if text in ("True", "False") else text)
@@ -236,6 +245,10 @@ def _report(explanation: Explanation, arguments: Namespace) -> list[str]:
     reason = f": {explanation.layer_reason}" if explanation.layer_reason else ""
     if layers:
         lines.append(item("layer", ", ".join(layers) + reason))
+    if arguments.engine != "native":
+        provenance = explanation.provenance
+        said = (provenance.get(name) for name in ("engine", "engine_reason"))
+        lines.append(item("engine", ": ".join(part for part in said if part)))
     lines += [item("note", in_options(note), "yellow") for note in explanation.notes]
     return lines
 

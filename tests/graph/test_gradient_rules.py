@@ -253,6 +253,16 @@ def test_batch_normalization(shape: tuple, dynamic: tuple) -> None:
     check_by_differences([node], {"x": normal(*shape)}, constants, dynamic=dynamic)
 
 
+@pytest.mark.parametrize("dynamic", [(), (0, 2)], ids=["static", "dynamic"])
+def test_batch_normalization_by_computed_statistics(dynamic: tuple) -> None:
+    """tf_keras writes LayerNormalization so: mean and variance come from the batch itself."""
+    names = ["x", "scale", "bias", "mean", "variance"]
+    node = helper.make_node("BatchNormalization", names, ["y"], epsilon=1e-3)
+    given = {name: normal(3) for name in names} | {"x": normal(2, 3, 4, 5)}
+    given["variance"] = np.abs(given["variance"]) + 0.5
+    check_by_differences([node], given, dynamic=dynamic)
+
+
 @pytest.mark.parametrize("axis", [-1, 1])
 def test_layer_normalization(axis: int) -> None:
     shape = (2, 3, 8)

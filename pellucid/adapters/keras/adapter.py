@@ -240,14 +240,16 @@ class KerasAdapter(Adapter):
 
     # ---- the ONNX form -----------------------------------------------------------------------
 
-    def _form_key(self) -> tuple[str, ...]:
+    @property
+    def form_key(self) -> tuple[str, ...]:
+        """All that the ONNX form follows from: versions and the shapes of the inputs too."""
         from importlib.metadata import PackageNotFoundError, version
 
         try:
             converter = version("tf2onnx")
         except PackageNotFoundError:
             converter = ""
-        return (*super()._form_key(), str(self._described_shapes), converter)
+        return (*super().form_key, str(self._described_shapes), converter)
 
     def _export(self) -> OnnxForm:
         from pellucid.adapters.keras.export import MarkingRecorder, export_trace

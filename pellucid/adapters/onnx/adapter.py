@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import onnx
@@ -68,6 +68,7 @@ class OnnxAdapter(Adapter):
     """
 
     framework: ClassVar[str] = "onnx"
+    engine: ClassVar[Literal["native", "onnx"]] = "onnx"
 
     def __init__(
         self,

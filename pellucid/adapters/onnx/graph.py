@@ -62,7 +62,8 @@ def head_of(graph: GraphProto, output: str) -> Head:
             return Head(ACTIVATIONS[node.op_type], node.input[0], tuple(reversed(tail)))
         if node.op_type not in _TRANSPARENT or name != node.output[0]:
             break
-        tail.append(node)
+        if node.op_type != "Identity":
+            tail.append(node)
         name = node.input[0]
     return Head(None, output)
 

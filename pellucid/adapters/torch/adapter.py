@@ -162,10 +162,12 @@ class TorchAdapter(Adapter):
 
     # ---- the ONNX form -----------------------------------------------------------------------
 
-    def _form_key(self) -> tuple[str, ...]:
+    @property
+    def form_key(self) -> tuple[str, ...]:
+        """All that the ONNX form follows from: versions and the shapes of the inputs too."""
         from importlib.metadata import version
 
-        return (*super()._form_key(), str(self._probe.shapes), version("onnxscript"))
+        return (*super().form_key, str(self._probe.shapes), version("onnxscript"))
 
     def _export(self) -> OnnxForm:
         from pellucid.adapters.torch.export import export_module

@@ -14,15 +14,27 @@ from pellucid.graph.tape import Tape, array, dims
 
 @rule("BatchNormalization")
 def batch_norm(t: Tape, node: ir.Node, g: ir.Value, *_: ir.Value | None) -> Cotangents:
-    # y = scale (x - mean) / sqrt(var + eps) + bias, all of them constants of shape (C,)
-    epsilon, behind = float_attr(node, "epsilon", 1e-5), t.rank(operand(node)) - 2
+    # y = scale (x - mean) r + bias, r = 1 / sqrt(var + eps), all but x of shape (C,)
+    x, epsilon = operand(node), float_attr(node, "epsilon", 1e-5)
+    behind = t.rank(x) - 2
     scale, variance = array(node.inputs[1]), array(node.inputs[4])
-    if scale is not None and variance is not None:
+    computed = any(operand(node, index) in t.wanted for index in range(1, 5))
+    if scale is not None and variance is not None and not computed:
         slope = (scale / np.sqrt(variance.astype(np.float64) + epsilon)).astype(scale.dtype)
         return (t.Mul(g, slope.reshape(-1, *[1] * behind)),)
-    deviation = t.Sqrt(t.Add(operand(node, 4), epsilon))
-    slope_value = t.Div(operand(node, 1), deviation)
-    return (t.Mul(g, t.Reshape(slope_value, [-1, *[1] * behind])),)
+    r = t.Reciprocal(t.Sqrt(t.Add(operand(node, 4), epsilon)))
+    steep = t.Mul(operand(node, 1), r)
+    along_x = t.Mul(g, t.Reshape(steep, [-1, *[1] * behind]))
+    if not computed:
+        return (along_x,)
+    # statistics of the batch itself, as tf_keras spells LayerNormalization
+    by_channel = [-1, *[1] * behind]
+    others = [0, *range(2, t.rank(x))]
+    centred = t.Sub(x, t.Reshape(operand(node, 3), by_channel))
+    total = t.ReduceSum(g, others, keepdims=0)
+    moment = t.Mul(t.ReduceSum(t.Mul(g, centred), others, keepdims=0), r)  # sum of g x_hat
+    along_variance = t.Mul(t.Mul(t.Mul(moment, steep), r), -0.5)
+    return along_x, moment, total, t.Neg(t.Mul(total, steep)), along_variance
 
 
 def normalized(
