@@ -55,7 +55,7 @@ def explain(
         `"layer-conductance"`;
         `"saliency"`, `"input-x-gradient"`, `"guided-backprop"`, `"deconvnet"`,
         `"integrated-gradients"`, `"expected-gradients"`, `"blur-ig"`, `"guided-ig"`, `"xrai"`,
-        `"smoothgrad"`; `"guided-grad-cam"`.
+        `"deeplift"` and `"lrp"` (both on the ONNX engine), `"smoothgrad"`; `"guided-grad-cam"`.
     target : class index, label, None for the top class of each image; `pellucid.Contrast("cat",
         "dog")` for one class rather than another, `Counterfactual`, `Region`, `Detection`; a list
         of those (one per image); an array over the output, or a function from the output to
@@ -101,7 +101,7 @@ def explain(
         keywords = {"relu": style.relu, **keywords}
     keywords = {**found.like.get(like or "paper", {}), **keywords}
     prepared: Prepared = adapter.prepare(images)
-    adapter, chosen = engine_for(adapter, engine)
+    adapter, chosen = engine_for(adapter, "onnx" if found.onnx else engine)
     objective = Objective(adapter, target, space)
     layers, reason = _layers(adapter, style, layer) if found.layer else ((), None)
     if not found.layer and layer is not None:

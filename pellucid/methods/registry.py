@@ -16,6 +16,7 @@ from pellucid.methods import (
     guided_cam,
     matrix_cam,
     path,
+    propagation,
     xrai,
 )
 
@@ -33,6 +34,7 @@ class Method:
     layer : whether it looks at layers; it then takes their names after the objective.
     pixels : whether it gives `(N, C, *spatial)` over the input; otherwise one map per layer.
     signed : whether the sign of a pixel's value means for or against the target.
+    onnx : whether it runs on the ONNX engine alone.
     like : the libraries whose numbers it can give, and the options that do.
     """
 
@@ -41,6 +43,7 @@ class Method:
     layer: bool = False
     pixels: bool = True
     signed: bool = False
+    onnx: bool = False
     like: Mapping[str, Mapping[str, Any]] = field(
         default_factory=lambda: {"paper": {}, "captum": {}}
     )
@@ -121,6 +124,10 @@ METHODS = {
         Method("blur-ig", path.blur_ig, signed=True, like=_PAPER),
         Method("guided-ig", path.guided_ig, signed=True, like=_PAPER),
         Method("xrai", xrai.xrai, pixels=False, like=_PAPER),
+        Method(
+            "deeplift", propagation.deep_lift, signed=True, onnx=True, like=_PAPER | {"captum": {}}
+        ),
+        Method("lrp", propagation.lrp, signed=True, onnx=True, like=_PAPER),
         Method("smoothgrad", gradient.smoothgrad, like=_PAPER),
         Method("guided-grad-cam", guided_cam.guided_grad_cam, layer=True, like=_PAPER),
     )

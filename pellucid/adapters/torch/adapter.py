@@ -175,7 +175,8 @@ class TorchAdapter(Adapter):
         noise = self._tensors(tuple(np.zeros(s, np.float32) for s in self._probe.shapes))
         ports = (self.inputs, self.outputs)
         with self._lock:
-            return export_module(self.module, self.names, self.layers, ports, noise)
+            module = next(self.module.modules())  # itself, also where a weak proxy is held
+            return export_module(module, self.names, self.layers, ports, noise)
 
     # ---- computing ---------------------------------------------------------------------------
 
