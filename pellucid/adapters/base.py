@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +46,10 @@ __all__ = [
 
 Array = NDArray[np.float32]
 Batch = Array | Sequence[Array] | Mapping[str, Array]
-Rectifier = Literal["exact", "guided", "deconv"]
+Rectifier = Literal[
+    "exact", "guided", "deconv",
+    "deeplift", "lrp-epsilon", "lrp-gamma", "lrp-z-plus", "lrp-composite",
+]  # fmt: skip
 Layout = Literal["spatial", "tokens", "features"]
 Seed = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
@@ -218,6 +221,11 @@ class Adapter(ABC):
         way, give others. Empty where there are no such layers.
         """
         return {}
+
+    @property
+    def training(self) -> bool:
+        """Whether the model is in training mode; it is run in evaluation mode all the same."""
+        return False
 
     @property
     def graph(self) -> LayerGraph:
@@ -403,15 +411,20 @@ class Adapter(ABC):
         fetch : names of the layers whose values `seed` needs.
         relu : rectifier rule. `"exact"`: the derivative. `"guided"`: negative cotangents are
             set to zero at every rectifier, then the derivative applies. `"deconv"`: negative
-            cotangents are set to zero and the derivative is not applied.
+            cotangents are set to zero and the derivative is not applied. On the ONNX engine also
+            the rules of `pellucid.graph.propagation`, for all operators.
 
         Returns
         -------
         values, gradients : `{name: array}` over `fetch` and over `wrt`. The gradient of a layer
             that the seeded ones do not depend on is zero.
         """
-        if relu not in ("exact", "guided", "deconv"):
-            raise InputError(f"relu={relu!r} is no rectifier rule: exact, guided or deconv.")
+        if relu not in get_args(Rectifier):
+            raise InputError(f"relu={relu!r} is no rule: {', '.join(get_args(Rectifier))}.")
+        if relu not in ("exact", "guided", "deconv") and self.engine != "onnx":
+            raise UnsupportedError(
+                f"relu={relu!r} is a rule of the ONNX engine: explain the model with engine='onnx'."
+            )
         batch = self.batch(x)
         wanted, names = tuple(dict.fromkeys(wrt)), tuple(dict.fromkeys(fetch))
 

@@ -135,6 +135,11 @@ class TorchAdapter(Adapter):
         return found
 
     @property
+    def training(self) -> bool:
+        """Whether the module is in training mode; it is run in evaluation mode all the same."""
+        return bool(self.module.training)
+
+    @property
     def versions(self) -> dict[str, str]:
         """The version of torch."""
         return {"torch": torch.__version__}
@@ -231,7 +236,8 @@ class TorchAdapter(Adapter):
         noise = self._tensors(tuple(np.zeros(s, np.float32) for s in self._probe.shapes))
         ports = (self.inputs, self.outputs)
         with self._lock:
-            return export_module(self.module, self.names, self.layers, ports, noise)
+            module = next(self.module.modules())  # itself, also where a weak proxy is held
+            return export_module(module, self.names, self.layers, ports, noise)
 
     # ---- computing ---------------------------------------------------------------------------
 
