@@ -140,7 +140,7 @@ def test_blocks_are_folded_only_if_their_numbers_are_the_same() -> None:
 
 def test_containers_are_closed_in_every_style() -> None:
     for style in STYLES:
-        scene = scene_of(residual(2), style, depth=1)
+        scene = scene_of(residual(2), style, depth=1, repeats=False)
         texts = {shape.text for shape in scene.shapes if isinstance(shape, Label)}
         assert "block1" in texts, style
         assert "conv1" not in texts, style
