@@ -9,6 +9,7 @@ import base64
 import itertools
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 __all__ = ["Page", "find_chromium"]
 
 _UNPACKED = Path(sys.prefix) / "browser"
+_PATIENCE = 120  # seconds without a word
 _FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -145,6 +147,7 @@ class Page:
                 return self._waiting.pop(i)
         while True:
             while b"\0" not in self._unread:
+                assert select.select([self._read], [], [], _PATIENCE)[0], "the browser is silent"
                 part = os.read(self._read, 1 << 16)
                 assert part, "the browser has gone"
                 self._unread += part

@@ -31,7 +31,7 @@ def collapsed(graph: LayerGraph, containers: Collection[str]) -> LayerGraph:
         if outermost is not None:
             owner[layer.name] = outermost
             members.setdefault(outermost, []).append(layer)
-    merged = {
+    whole = {
         name: merged(name, classes.get(name, ""), layers, graph) for name, layers in members.items()
     }
     layers = []
@@ -40,7 +40,7 @@ def collapsed(graph: LayerGraph, containers: Collection[str]) -> LayerGraph:
         if name is None:
             layers.append(layer)
         elif layer.name == members[name][-1].name:  # all that it reads has come before
-            layers.append(merged[name])
+            layers.append(whole[name])
     inside = {part for found in members.values() for layer in found for part in layer.path}
     left = {part for layer in layers for part in layer.path}
     kept = tuple(c for c in graph.containers if c.name not in inside - left - wanted)

@@ -138,6 +138,14 @@ def test_blocks_are_folded_only_if_their_numbers_are_the_same() -> None:
     assert without_repeats(graph, {**same, "deep1": 2.0})[1] == []
 
 
+def test_containers_are_closed_in_every_style() -> None:
+    for style in STYLES:
+        scene = scene_of(residual(2), style, depth=1, repeats=False)
+        texts = {shape.text for shape in scene.shapes if isinstance(shape, Label)}
+        assert "block1" in texts, style
+        assert "conv1" not in texts, style
+
+
 def test_a_closed_group_shows_the_sum_of_its_layers_numbers() -> None:
     graph = residual(2)
     paint = Paint({"conv0": 1.0, "deep0": 2.0, "conv1": 4.0}, "seconds", combine="sum")
