@@ -511,7 +511,7 @@ def test_layers_of_a_file_marks_the_node_that_its_layer_ends_in(
     onnx.save(TWINS["vit"].onnx(), tmp_path / "vit.onnx")
     lines = run("layers", str(tmp_path / "vit.onnx")).out.splitlines()
     (row,) = [line.split() for line in lines if line.startswith("*  ")]
-    assert row[2:] == ["LayerNorm", *"17 x 24 tokens (4 x 4) whole image".split()]
+    assert row[2:] == ["LayerNorm", *["17", "x", "24", "tokens", "(4", "x", "4)", "whole", "image"]]
     assert lines[-1].startswith("* Grad-CAM looks here, at block2.norm1: the last tokens (4 x 4)")
 
 
