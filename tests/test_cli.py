@@ -501,6 +501,20 @@ def test_layers_shows_the_energy_of_the_gradient_for_images(run: Command, networ
     assert [c["chosen"] for c in document["candidates"]] == [False, True]
 
 
+def test_layers_of_a_file_marks_the_node_that_its_layer_ends_in(
+    run: Command, tmp_path: Path
+) -> None:
+    import onnx
+
+    from tests.twins import TWINS
+
+    onnx.save(TWINS["vit"].onnx(), tmp_path / "vit.onnx")
+    lines = run("layers", str(tmp_path / "vit.onnx")).out.splitlines()
+    (row,) = [line.split() for line in lines if line.startswith("*  ")]
+    assert row[2:] == ["LayerNorm", *["17", "x", "24", "tokens", "(4", "x", "4)", "whole", "image"]]
+    assert lines[-1].startswith("* Grad-CAM looks here, at block2.norm1: the last tokens (4 x 4)")
+
+
 def test_layers_of_a_missing_model(run: Command) -> None:
     result = run("layers", "missing.keras")
     assert result.status == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from pellucid.cli.terminal import plain, styled, table
 
 if TYPE_CHECKING:
     from pellucid.adapters.base import Adapter, Layer, Port
-    from pellucid.candidates import Candidates
+    from pellucid.candidates import Candidate, Candidates
 
 __all__ = ["parser", "run"]
 
@@ -75,7 +75,8 @@ def run(arguments: Namespace) -> None:
     if arguments.json:
         print(json.dumps(_document(adapter, arguments.model, found), allow_nan=False))
         return
-    choice = found.chosen.name if found.chosen else ""
+    by_name = _by_name(adapter, found)
+    choice = next((name for name, one in by_name.items() if one.chosen), "")
     shown = [
         layer
         for layer in layers
@@ -84,15 +85,14 @@ def run(arguments: Namespace) -> None:
     for line in _heading(adapter, arguments.model, len(layers)):
         print(line)
     print()
-    for line in _table(shown, found, arguments.all):
+    for line in _table(shown, by_name, arguments.all):
         print(line)
     print()
-    if not choice:
+    if not found.chosen:
         print(plain(found.reason))
-    elif choice in {layer.name for layer in shown}:
-        print(f"* Grad-CAM looks here: {plain(found.reason)}.")
     else:
-        print(f"Grad-CAM looks at {plain(choice)}: {plain(found.reason)}.")
+        named = "" if choice == found.chosen.name else f", at {plain(found.chosen.name)}"
+        print(f"* Grad-CAM looks here{named}: {plain(found.reason)}.")
     if hidden := len(layers) - len(shown):
         print(f"{hidden} more that change nothing are listed with --all.")
 
@@ -107,16 +107,29 @@ def _heading(adapter: Adapter, name: str, count: int) -> list[str]:
     return [styled(head, "bold"), *yields]
 
 
-def _table(layers: Sequence[Layer], found: Candidates, everything: bool) -> list[str]:
-    by_name = {candidate.name: candidate for candidate in found}
-    chosen = found.chosen.name if found.chosen else ""
-    sees = any(candidate.receptive_field for candidate in found)
-    energy = any(candidate.energy is not None for candidate in found)
+def _by_name(adapter: Adapter, found: Candidates) -> dict[str, Candidate]:
+    """Return candidates by the names of the list: a file's nodes fold into layers with others."""
+    names = {layer.name for layer in adapter.layers}
+    by_name = {candidate.name: candidate for candidate in found if candidate.name in names}
+    if len(by_name) < len(found):
+        tensors = {adapter.in_form(candidate.name)[0]: candidate for candidate in found}
+        for name in names - by_name.keys():
+            if (tensor := adapter.in_form(name)[0]) in tensors:
+                by_name[name] = tensors[tensor]
+    return by_name
+
+
+def _table(
+    layers: Sequence[Layer], by_name: Mapping[str, Candidate], everything: bool
+) -> list[str]:
+    sees = any(candidate.receptive_field for candidate in by_name.values())
+    energy = any(candidate.energy is not None for candidate in by_name.values())
     heads = ["", "name", "kind", "output, channels first"]
     heads += ["sees"] * sees + ["energy"] * energy + ["class"] * everything
     rows = [heads]
     for layer in layers:
-        mark, one = "*" if layer.name == chosen else "", by_name.get(layer.name)
+        one = by_name.get(layer.name)
+        mark = "*" if one and one.chosen else ""
         shape = _shape(layer.shape, layer.layout)
         if one and one.grid != layer.grid and layer.layout == "tokens":
             shape += f" ({' x '.join(map(str, one.grid))})"

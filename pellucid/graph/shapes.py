@@ -95,6 +95,8 @@ def _inferred(
     graph = skeleton.graph
     inputs = {value.name for value in real_inputs(model.graph)}
     symbols: dict[str, int] = {}
+    ports = [shape for v in graph.input if v.name in inputs and (shape := dimensions(v))]
+    batch = next((shape[0] for shape in ports if shape[0]), batch)  # where a file fixes it
     for value in graph.input:
         if value.name in inputs:
             _fix_input(value, batch, sizes.get(value.name, ()), symbols)

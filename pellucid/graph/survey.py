@@ -129,7 +129,7 @@ class Survey:
 def _placement(field: Field) -> Placement | None:
     """Find the axes along which the place changes, and the grid that the places make."""
     places = thinned(field).planes[0]  # (A, 1, *axes)
-    if len(field.shape) < 3 or field.shape[0] != 1:
+    if len(field.shape) < 3 or _changes(places, 1):
         return None
     positions = tuple(axis for axis in range(1, len(field.shape)) if _changes(places, axis + 1))
     others = [axis for axis in range(1, len(field.shape)) if axis not in positions]

@@ -43,9 +43,10 @@ def _class_activation_maps(
     `weigh` makes the terms of the sum over channels of activation and gradient, `(N, C, *grid)`.
     """
     values, gradients = model.pullback(x, objective, layers, fetch=(*objective.fetch, *layers))
+    size = model.batch(x)[0].shape[2:]
     maps = []
     for layer in layers:
-        activation, gradient = as_grid(model, layer, values[layer], gradients[layer])
+        activation, gradient = as_grid(model, layer, values[layer], gradients[layer], size=size)
         cam = weigh(activation, gradient).sum(axis=1)  # (N, C, h, w) -> (N, h, w)
         maps.append(np.maximum(cam, 0) if relu else cam)
     return maps

@@ -80,23 +80,32 @@ def choose_layer(model: Adapter) -> LayerChoice:
     return _chosen_on_graph(model, survey)
 
 
-def as_grid(model: Adapter, name: str, *arrays: Array) -> tuple[Array, ...]:
+def as_grid(
+    model: Adapter, name: str, *arrays: Array, size: Sequence[int] = ()
+) -> tuple[Array, ...]:
     """View values of a layer as `(N, C, *grid)`; tokens lose their class token and get a grid.
+
+    Parameters
+    ----------
+    size : of the images in pixels; where it is left out, that at which the graph was read.
 
     Raises
     ------
     LayerError : the layer has no spatial grid.
     """
-    placement = placement_of(model, name, arrays[0].shape)
+    placement = placement_of(model, name, arrays[0].shape, size)
     return arrays if placement.is_plain else tuple(placement.on_grid(a) for a in arrays)
 
 
-def placement_of(model: Adapter, name: str, shape: Sequence[int]) -> Placement:
+def placement_of(
+    model: Adapter, name: str, shape: Sequence[int], size: Sequence[int] = ()
+) -> Placement:
     """Say how the values of a layer lie on the image.
 
     Parameters
     ----------
     shape : of a value, as it is fetched.
+    size : as for `as_grid`.
 
     Raises
     ------
@@ -117,7 +126,8 @@ def placement_of(model: Adapter, name: str, shape: Sequence[int]) -> Placement:
         tensor, to_own = model.in_form(name)
         found = survey.placement(tensor)
         if found is not None:
-            return _at_size(in_layout(found, to_own), name, shape)
+            cells = [shape[axis] for axis in in_layout(found, to_own).positions]
+            return in_layout(_at_size(survey, tensor, name, cells, size), to_own)
         if survey.follows(tensor):
             raise LayerError(
                 f"The values of layer {name!r}, {' x '.join(map(str, shape[1:]))} per image, lie "
@@ -150,26 +160,36 @@ def gradient_energy(
     }
 
 
-def _at_size(placement: Placement, name: str, shape: Sequence[int]) -> Placement:
-    """Fit a placement to an image of another size but the same aspect, row by row."""
-    cells = math.prod(shape[axis] for axis in placement.positions)
-    known = math.prod(placement.grid)
-    sizes = tuple(shape[axis] for axis in placement.positions)
-    if placement.take is None and (len(sizes) == len(placement.grid) or cells == known):
-        whole = len(sizes) == len(placement.grid)
-        return Placement(
-            placement.channels, placement.positions, sizes if whole else placement.grid
-        )
-    if placement.take is None:
-        scale = (cells / known) ** (1 / len(placement.grid))
-        grid = tuple(round(size * scale) for size in placement.grid)
-        if math.prod(grid) == cells:
-            return Placement(placement.channels, placement.positions, grid)
-    elif max(placement.take) < cells:
-        return placement
+def _at_size(
+    survey: Survey, tensor: str, name: str, cells: Sequence[int], size: Sequence[int]
+) -> Placement:
+    """Fit the placement of a tensor to an image of another size.
+
+    Parameters
+    ----------
+    cells : how many positions there are, along each axis that holds positions.
+    size : of the image in pixels, `()` where it is not known.
+    """
+    found = survey.placement(tensor)
+    assert found is not None
+    if found.take is None and len(cells) == len(found.grid):
+        return replace(found, grid=tuple(cells))
+    count, known = math.prod(cells), survey.types[tensor].shape
+    before = math.prod(known[axis] or 1 for axis in found.positions)
+    grid = found.grid
+    if len(size) == len(grid):
+        pairs = zip(grid, size, survey.image, strict=True)
+        grid = tuple(round(n * now / then) for n, now, then in pairs)
+    if grid == found.grid and count == before:
+        return found
+    extra, take = before - math.prod(found.grid), found.take or tuple(range(before))
+    in_order = take == tuple(range(take[0], take[0] + len(take)))
+    if in_order and math.prod(grid) + extra == count:
+        cut = tuple(range(take[0], take[0] + math.prod(grid))) if extra else None
+        return replace(found, grid=grid, take=cut)
     raise LayerError(
-        f"Layer {name!r} has {cells} tokens for this image and {known} cells in the graph: load "
-        "the model with preprocess={'size': ...} as large as the images."
+        f"Layer {name!r} has {count} tokens for this image and {before} in the graph: load the "
+        "model with preprocess={'size': ...} as large as the images."
     )
 
 

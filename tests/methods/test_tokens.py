@@ -15,8 +15,11 @@ import pellucid
 from pellucid.adapters.base import Adapter
 from pellucid.adapters.onnx.adapter import OnnxAdapter
 from pellucid.adapters.torch.adapter import TorchAdapter
+from pellucid.errors import LayerError
 from pellucid.methods.layer_choice import as_grid, choose_layer
+from tests.graph.networks import adapter
 from tests.methods.token_networks import NETWORKS, ViT, filled, image_size, keras_vit
+from tests.twins import TWINS
 
 CAMS = ("grad-cam", "grad-cam++", "xgrad-cam", "hires-cam", "layer-cam")
 every = pytest.mark.parametrize("name", NETWORKS)
@@ -139,3 +142,37 @@ def test_keras_gives_the_same_maps_as_torch() -> None:
     assert choose_layer(theirs).name == "block2/norm1"
     same_maps(ours, theirs, x)
     same_maps(ours, OnnxAdapter(theirs.form.model), x)
+
+
+@pytest.mark.parametrize("name", ["residual", "inception"])
+def test_a_file_with_the_channels_last_gives_the_same_maps_as_keras(name: str) -> None:
+    ours, (x,) = adapter(name, "keras"), TWINS[name].inputs(2)
+    same_maps(ours, OnnxAdapter(ours.form.model), x)
+
+
+@pytest.mark.parametrize("front", [0, 2])
+def test_a_network_of_any_size_finds_its_grid_at_other_sizes(front: int) -> None:
+    class Free(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = torch.nn.Conv2d(3, 6, 4, 4, bias=False)
+            self.norm, self.head = torch.nn.LayerNorm(6), torch.nn.Linear(6, 3)
+            self.front = torch.nn.Parameter(torch.zeros(1, front, 6))
+
+        def forward(self, x):
+            tokens = self.patches(x).flatten(2).transpose(1, 2)
+            tokens = torch.cat([self.front.expand(len(x), -1, -1), tokens], 1) if front else tokens
+            return self.head(self.norm(tokens).mean(1))
+
+    torch.manual_seed(0)
+    model = TorchAdapter(Free().eval())
+    model.batch(np.zeros((2, 3, 16, 24), np.float32))
+    for height, width in ((16, 24), (32, 48), (24, 16), (16, 40)):
+        x = np.zeros((1, 3, height, width), np.float32)
+        x[..., 4:8, 12:16] = np.random.default_rng(0).standard_normal((3, 4, 4))
+        made = [pellucid.explain(model, x, target=t)[0].attribution for t in range(3)]
+        assert made[0].shape == (height // 4, width // 4)
+        np.testing.assert_array_equal(np.argwhere(np.maximum.reduce(made) > 0), [[1, 3]])
+    tokens = np.zeros((1, 40 + front, 6), np.float32)
+    with pytest.raises(LayerError, match=rf"{40 + front} tokens for this image and {24 + front}"):
+        as_grid(model, "norm", tokens)  # 4 x 10 or 5 x 8: nobody can know

@@ -190,6 +190,10 @@ def _converted(program: Any) -> ModelProto:
         model: ModelProto = exported.model_proto
     except Exception as error:
         raise UnsupportedError(_obstacle(error)) from error
+    for value in model.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param.isdigit():  # how the exporter writes a batch that it fixed
+                dim.dim_value = int(dim.dim_param)
     return onnx.inliner.inline_local_functions(model) if model.functions else model
 
 
