@@ -101,7 +101,7 @@ class CompiledExplainer:
         batch = [feeds.get(port.name, indices) for port in self._adapter.inputs]
         names = self.facts["names"]
         output = next(p.name for p in self._adapter.outputs if p.own_name == self.facts["output"])
-        values = self._adapter._run(tuple(batch), (output, *names.values()), {})
+        values = self._adapter.run(batch, (output, *names.values()))
         seconds = time.perf_counter() - began
         found = {name: values[own] for name, own in names.items()}
         predicted = self._predicted(values[output])

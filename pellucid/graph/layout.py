@@ -16,6 +16,7 @@ from pellucid.graph.tape import Tape, dims
 __all__ = ["channels", "in_blocks", "step", "step_below", "to_blocks"]
 
 BLOCK = 16  # channels that the runtime keeps together, at most
+_KEEPING = {"BatchNormalization", "Clip", "HardSigmoid", "MaxPool", "Relu", "Sigmoid", "Tanh"}
 
 
 def channels(value: ir.Value) -> int | None:
@@ -42,7 +43,7 @@ def _in_blocks(t: Tape, value: ir.Value) -> bool:
         group = node.attributes.get("group")
         dense = group is None or group.as_int() in (1, shape[0])
         return dense and len(shape) == 4 and isinstance(shape[0], int) and shape[0] % BLOCK == 0
-    if node.op_type in ("Relu", "Clip", "Sigmoid", "Tanh", "BatchNormalization", "MaxPool"):
+    if node.op_type in _KEEPING:
         first = node.inputs[0]
         return first is not None and in_blocks(t, first)
     if node.op_type in ("Add", "Mul"):
@@ -60,13 +61,11 @@ def to_blocks(t: Tape, g: ir.Value, count: int) -> ir.Value:
     return t.Conv(g, np.ones((count, 1, 1, 1), np.float32), group=count)
 
 
-def step(t: Tape, y: ir.Value, count: int) -> ir.Value:
+def step(t: Tape, y: ir.Value) -> ir.Value:
     """1 where y > 0, else 0: a product with the greatest number, cut at 0 and 1, in one pass."""
-    greatest = np.full((count, 1, 1, 1), np.finfo(np.float32).max, np.float32)
-    return t.Clip(t.Conv(y, greatest, group=count), 0.0, 1.0)
+    return t.HardSigmoid(y, alpha=float(np.finfo(np.float32).max), beta=0.0)
 
 
-def step_below(t: Tape, y: ir.Value, bound: float, count: int) -> ir.Value:
+def step_below(t: Tape, y: ir.Value, bound: float) -> ir.Value:
     """1 where y < bound, else 0; a power of two keeps the product at the bound exact."""
-    steep = np.full((count, 1, 1, 1), 2.0**120, np.float32)
-    return t.Clip(t.Conv(y, -steep, bound * steep.reshape(-1), group=count), 0.0, 1.0)
+    return t.HardSigmoid(y, alpha=-(2.0**120), beta=bound * 2.0**120)

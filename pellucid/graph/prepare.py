@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import inliner, shape_inference, version_converter
 from onnx_ir.passes import common as passes
 
-from pellucid.errors import UnsupportedError
+from pellucid.errors import UnsupportedError, first_line
 from pellucid.graph.rules import RULES
 from pellucid.graph.rules.convolution import window
 from pellucid.graph.rules.table import int_attr, ints_attr
@@ -43,10 +43,10 @@ def prepare(model: ir.Model | onnx.ModelProto) -> ir.Model:
             ) from error
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
-    if spelled := _spelled_out(proto):
-        proto = inliner.inline_selected_functions(
-            shape_inference.infer_shapes(proto), spelled, inline_schema_functions=True
-        )
+    for _ in range(4):  # what is spelled out may name others that are
+        if not (spelled := _spelled_out(proto)):
+            break
+        proto = _with_functions_inlined(proto, spelled)
     clean = ir.from_proto(proto)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(clean)
     passes.RemoveInitializersFromInputsPass()(clean)
@@ -59,6 +59,29 @@ def prepare(model: ir.Model | onnx.ModelProto) -> ir.Model:
             break
     passes.NameFixPass()(clean)  # nodes that ONNX or a branch brought have no name or a double one
     return clean
+
+
+def _with_functions_inlined(
+    proto: onnx.ModelProto, spelled: list[tuple[str, str]]
+) -> onnx.ModelProto:
+    typed = shape_inference.infer_shapes(proto)
+    for tensor in typed.graph.initializer:  # the inliner asks for their types too
+        typed.graph.value_info.append(
+            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        )
+    try:
+        found = inliner.inline_selected_functions(typed, spelled, inline_schema_functions=True)
+    except RuntimeError as error:
+        names = ", ".join(name for _, name in spelled)
+        raise UnsupportedError(
+            f"The onnx package cannot write {names} out in operators that have a derivative: "
+            f"{first_line(error)}. Export the model with an opset that spells them out."
+        ) from error
+    constants = {tensor.name for tensor in found.graph.initializer}
+    kept = [value for value in found.graph.value_info if value.name not in constants]
+    del found.graph.value_info[:]
+    found.graph.value_info.extend(kept)
+    return found
 
 
 def _spelled_out(proto: onnx.ModelProto) -> list[tuple[str, str]]:

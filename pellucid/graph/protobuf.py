@@ -57,10 +57,14 @@ def dimensions(value: ValueInfoProto) -> Shape | None:
     """Return a tensor's shape as the file gives it, or None if its rank is unknown."""
     if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
         return None
-    return tuple(
-        dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
-        for dim in value.type.tensor_type.shape.dim
-    )
+    return tuple(map(_length, value.type.tensor_type.shape.dim))
+
+
+def _length(dim: onnx.TensorShapeProto.Dimension) -> int | None:
+    if dim.HasField("dim_value") and dim.dim_value > 0:
+        return int(dim.dim_value)
+    # PyTorch's exporter writes a batch size that the network's code fixes as a name: "2"
+    return int(dim.dim_param) if dim.dim_param.isdigit() and dim.dim_param != "0" else None
 
 
 def constants(graph: GraphProto) -> dict[str, TensorProto]:

@@ -182,12 +182,33 @@ def test_pooling(rank: int, kind: str) -> None:
     holds()
 
 
-def test_max_pool_gives_ties_to_the_first() -> None:
-    x = RNG.integers(0, 2, size=(2, 3, 7, 7)).astype(np.float64)
+@pytest.mark.parametrize("ceil", [False, True])
+@pytest.mark.parametrize(
+    ("sizes", "kernel", "stride", "pad", "dilation"),
+    [
+        ((7, 7), 3, 2, 1, 1),
+        ((8, 9), 2, 2, 0, 1),
+        ((9, 8), 3, 1, 1, 1),
+        ((11, 10), 3, 2, 0, 2),
+        ((10, 12), 2, 3, 0, 1),
+        ((7, 9), 4, 2, 1, 1),
+        ((12,), 3, 2, 1, 1),
+        ((5, 6, 7), 3, 2, 1, 1),
+    ],
+)
+def test_max_pool_gives_ties_to_the_first(
+    sizes: tuple, kernel: int, stride: int, pad: int, dilation: int, ceil: bool
+) -> None:
+    if ceil and dilation > 1:
+        pytest.skip("shape inference counts another number of windows")
+    rank = len(sizes)
+    x = RNG.integers(0, 2, size=(2, 3, *sizes)).astype(np.float64)
     node = helper.make_node(
-        "MaxPool", ["x"], ["y"], kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4
-    )
-    check(node, lambda x: F.max_pool2d(x, 3, 2, 1), x)
+        "MaxPool", ["x"], ["y"], kernel_shape=[kernel] * rank, strides=[stride] * rank,
+        pads=[pad] * 2 * rank, dilations=[dilation] * rank, ceil_mode=int(ceil),
+    )  # fmt: skip
+    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[rank - 1]
+    check(node, lambda x: pool(x, kernel, stride, pad, dilation, ceil), x)
 
 
 def test_extrema_share_ties() -> None:

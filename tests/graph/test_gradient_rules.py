@@ -294,3 +294,48 @@ def test_broadcasting_of_any_shapes(shapes: Any, op: str, dynamic: bool) -> None
     constants = {"c": np.asarray(True)} if op == "Where" else {}
     node = helper.make_node(op, [*constants, "x", "z"], ["y"])
     check_by_differences([node], inputs, constants, dynamic=(0, 1, 2, 3) if dynamic else ())
+
+
+@pytest.mark.parametrize("p", [1, 2, 3])
+@pytest.mark.parametrize("pads", [[0] * 4, [1, 0, 0, 1]])
+def test_lp_pooling(p: int, pads: list) -> None:
+    node = helper.make_node(
+        "LpPool", ["x"], ["y"], kernel_shape=[3, 2], strides=[2, 1], pads=pads, p=p
+    )
+    check_by_differences([node], {"x": normal(2, 3, 7, 6)})
+
+
+@pytest.mark.parametrize("mode", ["linear", "nearest", "cubic"])
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+def test_grid_sampling(mode: str, padding: str) -> None:
+    if (mode, padding) == ("cubic", "border"):
+        pytest.skip("onnxruntime and the reference evaluator disagree on the values themselves")
+    grid = np.random.default_rng(3).uniform(-1.2, 1.2, (2, 3, 4, 2)).astype(np.float32)
+    node = helper.make_node("GridSample", ["x", "grid"], ["y"], mode=mode, padding_mode=padding)
+    x = normal(2, 3, 5, 6)
+    check_by_differences([node], {"x": x}, {"grid": grid}, opset=20)
+
+
+def test_regions_of_interest() -> None:
+    rois = np.asarray([[0, 0, 7, 7], [2, 1, 6, 9], [4, 4, 9, 8]], np.float32)
+    node = helper.make_node(
+        "RoiAlign", ["x", "rois", "images"], ["y"], output_height=2, output_width=3,
+        sampling_ratio=2, spatial_scale=0.8,
+    )  # fmt: skip
+    check_by_differences([node], {"x": normal(2, 3, 8, 9)}, {"rois": rois, "images": ints(1, 0, 1)})
+
+
+@pytest.mark.parametrize("axis", [None, 1])
+def test_compress(axis: int | None) -> None:
+    chosen = np.asarray([True, False, True])
+    node = helper.make_node("Compress", ["x", "c"], ["y"], **({} if axis is None else {"axis": 1}))
+    check_by_differences([node], {"x": normal(2, 3, 4)}, {"c": chosen})
+
+
+def test_max_unpooling() -> None:
+    nodes = [
+        helper.make_node("MaxPool", ["x"], ["m", "i"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Sin", ["m"], ["s"]),
+        helper.make_node("MaxUnpool", ["s", "i"], ["y"], kernel_shape=[2, 2], strides=[2, 2]),
+    ]
+    check_by_differences(nodes, {"x": normal(2, 3, 6, 8)})

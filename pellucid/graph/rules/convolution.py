@@ -222,6 +222,11 @@ def conv_transpose(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
             begin.append(small if auto == "SAME_UPPER" else large)
             end.append(large if auto == "SAME_UPPER" else small)
         pads = [*begin, *end]
+    if min(pads) < 0:  # the output was made longer by zeros, which nothing comes back from
+        axes = list(range(2, rank + 2))
+        starts = [max(-pad, 0) for pad in pads[:rank]]
+        ends = [min(pad, 0) or np.iinfo(np.int64).max for pad in pads[rank:]]
+        g, pads = t.Slice(g, starts, ends, axes), [max(pad, 0) for pad in pads]
     along = t.Conv(
         g,
         weight,

@@ -114,6 +114,18 @@ def gather(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     return (t.ScatterElements(t.zeros(x), spread_out, g, axis=axis, reduction="add"),)
 
 
+@rule("Compress")
+def compress(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    x, chosen = operand(node), t.Reshape(t.NonZero(operand(node, 1)), [-1])
+    if "axis" not in node.attributes:
+        return (scatter_flat(t, chosen, g, x),)
+    rank = t.rank(x)
+    axis = int_attr(node, "axis", 0) % rank
+    row = t.Reshape(chosen, [*[1] * axis, -1, *[1] * (rank - 1 - axis)])
+    places = t.Expand(row, t.Shape(g))
+    return (t.ScatterElements(t.zeros(x), places, g, axis=axis, reduction="add"),)
+
+
 @rule("GatherElements")
 def gather_elements(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     x, axis = operand(node), int_attr(node, "axis", 0)
@@ -250,3 +262,62 @@ def _repeats(node: ir.Node, factor: float | None) -> bool:
     return (
         whole and where == "half_pixel" and rounding in ("round_prefer_floor", "round_prefer_ceil")
     )
+
+
+_MOST = 1 << 27  # elements of the matrix of a sampling
+
+
+def _pictures_of_one(t: Tape, node: ir.Node) -> tuple[ir.Value, list[int]]:
+    """All pictures of the size of a node's input in which one pixel is 1, (P, *spatial)."""
+    x, y = operand(node), output(node)
+    sizes = [length(x, axis) for axis in range(2, t.rank(x))]
+    known = [size for size in sizes if size is not None]
+    if len(known) < len(sizes):
+        raise UnsupportedError(
+            f"{label(node)} samples a picture of unknown size: no derivative. Export the model for "
+            "a fixed image size."
+        )
+    count = int(np.prod(known))
+    sampled = [length(y, axis) or 1 for axis in range(2, t.rank(y))]
+    if count * int(np.prod(sampled)) > _MOST:
+        raise UnsupportedError(
+            f"{label(node)} samples a picture of {count} pixels at {int(np.prod(sampled))} places: "
+            "no derivative of so many. Explain a later layer, or export for smaller images."
+        )
+    eye = np.eye(count, dtype=t.dtype.numpy()).reshape(count, *known)
+    return t.constant(eye), known
+
+
+@rule("GridSample")
+def grid_sample(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    """Linear in the picture: what it makes of each single pixel is its matrix, in every mode."""
+    x, grid = operand(node), operand(node, 1)
+    if grid in t.wanted:
+        raise UnsupportedError(f"{label(node)} computes where it samples: no derivative.")
+    pictures, sizes = _pictures_of_one(t, node)
+    whole = t.Concat(t.size(x, 0), list(pictures.shape or ()), axis=0)
+    options: dict[str, Any] = dict(node.attributes)
+    matrix = t.GridSample(t.Expand(t.Unsqueeze(pictures, [0]), whole), grid, **options)
+    by_place = t.Reshape(matrix, [0, 0, -1])  # (N, P, places)
+    columns = t.Transpose(t.Reshape(g, [0, 0, -1]), perm=[0, 2, 1])  # (N, places, C)
+    back = t.Transpose(t.MatMul(by_place, columns), perm=[0, 2, 1])
+    return (t.Reshape(back, [0, 0, *sizes]),)
+
+
+@rule("RoiAlign")
+def roi_align(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    """Averages are linear in the picture: their matrix is what they make of each single pixel."""
+    x, rois, images = operand(node), operand(node, 1), operand(node, 2)
+    if str_attr(node, "mode", "avg") != "avg" or rois in t.wanted:
+        raise UnsupportedError(
+            f"{label(node)} takes a maximum, or computes its regions from the picture: no "
+            "derivative."
+        )
+    pictures, sizes = _pictures_of_one(t, node)
+    first = t.Expand(t.constant(np.asarray([0], np.int64)), t.Shape(images))
+    options: dict[str, Any] = dict(node.attributes)
+    matrix = t.RoiAlign(t.Unsqueeze(pictures, [0]), rois, first, **options)  # (R, P, h, w)
+    columns = t.Transpose(t.Reshape(g, [0, 0, -1]), perm=[0, 2, 1])  # (R, h w, C)
+    back = t.Transpose(t.MatMul(t.Reshape(matrix, [0, 0, -1]), columns), perm=[0, 2, 1])
+    regions = t.Reshape(back, [0, 0, *sizes])  # (R, C, H, W)
+    return (t.ScatterND(t.zeros(x), t.Unsqueeze(images, [1]), regions, reduction="add"),)

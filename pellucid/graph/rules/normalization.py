@@ -7,16 +7,24 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from pellucid.errors import UnsupportedError
 from pellucid.graph.rules.rectifier import operand, output
 from pellucid.graph.rules.table import Cotangents, float_attr, int_attr, rule
-from pellucid.graph.tape import Tape, array, dims
+from pellucid.graph.tape import Tape, array, dims, label
 
 
 @rule("BatchNormalization")
-def batch_norm(t: Tape, node: ir.Node, g: ir.Value, *_: ir.Value | None) -> Cotangents:
+def batch_norm(t: Tape, node: ir.Node, g: ir.Value | None, *_: ir.Value | None) -> Cotangents:
+    if g is None or any(running is not None for running in _):
+        raise UnsupportedError(f"The running statistics of {label(node)} have no derivative.")
     # y = scale (x - mean) r + bias, r = 1 / sqrt(var + eps), all but x of shape (C,)
     x, epsilon = operand(node), float_attr(node, "epsilon", 1e-5)
     behind = t.rank(x) - 2
+    if int_attr(node, "training_mode", 0):  # exported as it trains, by the batch's own statistics
+        over = [0, *range(2, t.rank(x))]
+        x_hat, inverse = standardized(t, x, over, epsilon)
+        gs = t.Mul(g, t.Reshape(operand(node, 1), [-1, *[1] * behind]))
+        return (normalized(t, gs, x_hat, inverse, over),)
     scale, variance = array(node.inputs[1]), array(node.inputs[4])
     computed = any(operand(node, index) in t.wanted for index in range(1, 5))
     if scale is not None and variance is not None and not computed:
@@ -62,7 +70,13 @@ def standardized(
 
 
 @rule("LayerNormalization")
-def layer_norm(t: Tape, node: ir.Node, g: ir.Value, *_: ir.Value | None) -> Cotangents:
+def layer_norm(
+    t: Tape,
+    node: ir.Node,
+    g: ir.Value | None,
+    g_mean: ir.Value | None = None,
+    g_inverse: ir.Value | None = None,
+) -> Cotangents:
     x, scale = operand(node), operand(node, 1)
     rank = t.rank(x)
     axes = range(int_attr(node, "axis", -1) % rank, rank)
@@ -73,7 +87,19 @@ def layer_norm(t: Tape, node: ir.Node, g: ir.Value, *_: ir.Value | None) -> Cota
         value.type = x.type
     mean, inverse = node.outputs[1:]
     x_hat = t.Mul(t.Sub(x, mean), inverse)
-    return (normalized(t, t.Mul(g, scale), x_hat, inverse, axes),)
+    terms = [] if g is None else [normalized(t, t.Mul(g, scale), x_hat, inverse, axes)]
+    if g_mean is not None:  # each element has 1/n of the mean
+        terms.append(t.Mul(g_mean, _share(t, x, axes)))
+    if g_inverse is not None:  # and -x_hat / (n deviation^2) of 1 / deviation
+        steep = t.Mul(t.Mul(inverse, inverse), t.Mul(x_hat, _share(t, x, axes)))
+        terms.append(t.Neg(t.Mul(g_inverse, steep)))
+    return (terms[0] if len(terms) == 1 and g is not None else t.expand_like(t.add(terms), x),)
+
+
+def _share(t: Tape, x: ir.Value, axes: Sequence[int]) -> ir.Value:
+    """1 / n for n elements along `axes`."""
+    sizes = t.Concat(*(t.size(x, axis) for axis in axes), axis=0)
+    return t.Reciprocal(t.Cast(t.ReduceProd(sizes, keepdims=0), to=int(t.dtype)))
 
 
 @rule("RMSNormalization", "SimplifiedLayerNormalization")

@@ -38,7 +38,7 @@ def where_positive(t: Tape, y: ir.Value, g: ir.Value) -> ir.Value:
     count = channels(y)
     if count is None or t.dtype != ir.DataType.FLOAT or not in_blocks(t, y):
         return t.mask(t.Greater(y, 0.0), g)
-    return t.Mul(to_blocks(t, g, count), step(t, y, count))
+    return t.Mul(to_blocks(t, g, count), step(t, y))
 
 
 @rule("LeakyRelu")
@@ -95,7 +95,7 @@ def clip(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     if bounds == (0.0, 6.0):
         y = output(node)
         if (count := channels(y)) and t.dtype == ir.DataType.FLOAT and in_blocks(t, y):
-            inside = t.Mul(step(t, y, count), step_below(t, y, 6.0, count))
+            inside = t.Mul(step(t, y), step_below(t, y, 6.0))
             return (t.Mul(to_blocks(t, g, count), inside),)
         return (t.mask(t.And(t.Greater(y, 0.0), t.Less(y, 6.0)), g),)
     x = operand(node)

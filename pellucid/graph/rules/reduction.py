@@ -108,8 +108,19 @@ def reduce_log_sum_exp(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
 @rule("Softmax")
 def softmax(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     y, axis = output(node), int_attr(node, "axis", -1)
+    if _guarded(y):  # a row without any candidate is NaN, and replaced further on
+        y = t.Where(t.IsNaN(y), 0.0, y)
     weighted = t.Mul(g, y)
     return (t.Sub(weighted, t.Mul(y, t.ReduceSum(weighted, [axis], keepdims=1))),)
+
+
+def _guarded(value: ir.Value) -> bool:
+    """Whether something chooses between a value and another one."""
+    return any(
+        reader.op_type in ("Where", "IsNaN")
+        or (reader.op_type in ("Cast", "Identity") and _guarded(reader.outputs[0]))
+        for reader in value.consumers()
+    )
 
 
 @rule("LogSoftmax")

@@ -130,7 +130,25 @@ def atan(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     return (t.Div(g, t.Add(t.Mul(x, x), 1.0)),)
 
 
-@rule("Floor", "Ceil", "Round", "Sign")
+@rule("Asinh")
+def asinh(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    x = operand(node)
+    return (t.Div(g, t.Sqrt(t.Add(t.Mul(x, x), 1.0))),)
+
+
+@rule("Acosh")
+def acosh(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    x = operand(node)
+    return (t.Div(g, t.Sqrt(t.Sub(t.Mul(x, x), 1.0))),)
+
+
+@rule("Atanh")
+def atanh(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    x = operand(node)
+    return (t.Div(g, t.Sub(1.0, t.Mul(x, x))),)
+
+
+@rule("Floor", "Ceil", "Round", "Sign", "Hardmax")
 def steps(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     return ()
 
