@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 NODE := tests/node/node_modules/installed
+BROWSER := .venv/browser/installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt
 
 .PHONY: demo test lint types contracts tests bench clean
@@ -24,7 +25,7 @@ contracts: $(INSTALLED)
 	$(BIN)/lint-imports --no-logo
 
 # Two workers with one computing thread each; a test file stays in one worker.
-tests: $(INSTALLED) $(NODE)
+tests: $(INSTALLED) $(NODE) $(BROWSER)
 	OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --durations=25
 
 bench: $(INSTALLED)
@@ -41,6 +42,15 @@ $(INSTALLED): pyproject.toml $(wildcard requirements/*.txt)
 $(NODE): tests/node/package.json
 	-npm install --prefix tests/node --ignore-scripts --no-audit --no-fund --no-package-lock --silent \
 		&& touch $@
+
+# A Chromium for the tests of HTML pages. Its npm package carries the program itself, packed;
+# where there is no npm, the tests take the system's chromium or are skipped, and say so.
+$(BROWSER): requirements/browser.txt | $(INSTALLED)
+	mkdir -p $(@D)
+	-cd $(@D) && npm install --silent --no-save --ignore-scripts $$(cat $(CURDIR)/$<) && \
+	TMPDIR=$$PWD AWS_EXECUTION_ENV=nodejs20.x node --input-type=module -e \
+	'import("@sparticuz/chromium").then(c => c.default.executablePath())' && \
+	rm -r node_modules && touch $(@F)
 
 clean:
 	rm -rf .venv demo build tests/node/node_modules *.egg-info

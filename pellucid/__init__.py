@@ -16,11 +16,13 @@ from pellucid.errors import PellucidError
 if TYPE_CHECKING:
     from pellucid.adapters.base import Adapter as Adapter
     from pellucid.adapters.load import load as load
+    from pellucid.candidates import layers as layers
     from pellucid.compiled import load_explainer as load_explainer
     from pellucid.compiling import compile_explainer
     from pellucid.explainer import explain as explain
     from pellucid.explanation import Explanation as Explanation
     from pellucid.images import Preprocess as Preprocess
+    from pellucid.measuring import measure as measure
     from pellucid.methods.targets import Contrast as Contrast
     from pellucid.methods.targets import Counterfactual as Counterfactual
     from pellucid.methods.targets import Detection as Detection
@@ -40,8 +42,10 @@ _HOME = {
     "Region": "pellucid.methods.targets",
     "compile": "pellucid.compiling",
     "explain": "pellucid.explainer",
+    "layers": "pellucid.candidates",
     "load": "pellucid.adapters.load",
     "load_explainer": "pellucid.compiled",
+    "measure": "pellucid.measuring",
 }
 _OWN_NAME = {"compile": "compile_explainer"}  # where it does not hide the builtin
 

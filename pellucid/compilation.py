@@ -174,6 +174,10 @@ class Compilation:
         if gradient is None:
             cells = None if None in grid else int(np.prod([size or 1 for size in grid]))
             cam = formula.eigen_projection(t, activation, rank, cells)
+            places = list(range(1, rank))
+            nowhere = t.LessOrEqual(t.ReduceMax(cam, places, keepdims=1), 0.0)
+            lifted = t.Sub(cam, t.ReduceMin(cam, places, keepdims=1))
+            cam = t.Where(nowhere, lifted, cam) if self.options.get("relu", True) else cam
         else:
             kind = "grad-cam" if self.method == "guided-grad-cam" else self.method
             viewed = self._view(layer, gradient)

@@ -18,8 +18,10 @@ from pellucid.errors import MethodError, nearest
 from pellucid.explanation import Explanation
 from pellucid.images import Prepared, resize_map
 from pellucid.methods.cam import LIKE, CamStyle, maximum_of_layers, mean_of_layers
+from pellucid.methods.diagnosis import Diagnosis, diagnose, symptom
 from pellucid.methods.objective import Objective, Space, probabilities
 from pellucid.methods.registry import Method, method_named
+from pellucid.methods.smooth import smoothed
 from pellucid.perturbing import Asking, asked, region_fields
 from pellucid.region_explanation import RegionExplanation
 
@@ -55,9 +57,10 @@ def explain(
         `"eigen-cam"`, `"eigengrad-cam"`, `"score-cam"`, `"ablation-cam"`, `"recipro-cam"`,
         `"layer-conductance"`;
         `"saliency"`, `"input-x-gradient"`, `"guided-backprop"`, `"deconvnet"`,
-        `"integrated-gradients"`, `"smoothgrad"`; `"guided-grad-cam"`. By predictions alone:
-        `"lime"`, `"kernel-shap"`, `"shapley-sampling"`, `"rise"`, `"occlusion"`,
-        `"hierarchical-occlusion"`, `"sobol"`; and `"meaningful-perturbation"`.
+        `"integrated-gradients"`, `"expected-gradients"`, `"blur-ig"`, `"guided-ig"`, `"xrai"`,
+        `"deeplift"` and `"lrp"` (both on the ONNX engine), `"smoothgrad"`; `"guided-grad-cam"`.
+        By predictions alone: `"lime"`, `"kernel-shap"`, `"shapley-sampling"`, `"rise"`,
+        `"occlusion"`, `"hierarchical-occlusion"`, `"sobol"`; and `"meaningful-perturbation"`.
     target : class index, label, None for the top class of each image; `pellucid.Contrast("cat",
         "dog")` for one class rather than another, `Counterfactual`, `Region`, `Detection`; a list
         of those (one per image); an array over the output, or a function from the output to
@@ -74,7 +77,9 @@ def explain(
         `pellucid.adapters.engine`. ONNX files are always computed by onnxruntime. None:
         `"native"`, but `"auto"` for the methods that ask for many predictions.
     options : of the method, see `pellucid.methods`. Class activation maps: `relu` (True);
-        `fuse`, how several layers become one map (`"mean"` or `"max"`).
+        `fuse`, how several layers become one map (`"mean"` or `"max"`). `smooth=25` averages any
+        method over so many noisy copies of the image; `noise` (0.15) is the noise's share of the
+        image's range. `memory`, of the long ones, is a budget in bytes.
 
     Returns
     -------
@@ -104,20 +109,25 @@ def explain(
         adapter, chosen = engine_for(adapter, engine or by_default)
         return _by_perturbation(adapter, prepared, target, space, asking, top, began, chosen)
     style = _style(found, like, options.get("fuse"))
-    keywords = found.checked(options, () if found.pixels else ("fuse",))
+    generic = ("smooth", "noise") if found.smoothable else ()
+    keywords = found.checked(options, (*generic, *(() if found.pixels else ("fuse",))))
     if "seed" in found.parameters:
         keywords["seed"] = seed
     if like is not None and "relu" in found.parameters:
         keywords = {"relu": style.relu, **keywords}
     keywords = {**found.like.get(like or "paper", {}), **keywords}
     prepared = adapter.prepare(images)
-    adapter, chosen = engine_for(adapter, engine or "native")
+    adapter, chosen = engine_for(adapter, "onnx" if found.onnx else engine or "native")
     objective = Objective(adapter, target, space)
     layers, reason = _layers(adapter, style, layer) if found.layer else ((), None)
     if not found.layer and layer is not None:
         raise MethodError(f"{method} explains the input itself: leave layer= out.")
-    arguments = (adapter, prepared.batch, objective, *([layers] if found.layer else []))
-    made = found.function(*arguments, **keywords)
+    arguments = [layers] if found.layer else []
+    asked = (adapter, prepared.batch, objective)
+    if smoothing := {name: options[name] for name in generic if name in options}:
+        made = smoothed(found.function, *asked, arguments, keywords, seed=seed, **smoothing)
+    else:
+        made = found.function(*asked, *arguments, **keywords)
     attribution = made if found.pixels else style.finish(made, prepared.batch[0].shape[2:])
     seconds = time.perf_counter() - began
     shared: dict[str, Any] = {
@@ -132,10 +142,14 @@ def explain(
         },
     }
     by_class = _class_probabilities(objective)
+    strengths = [_strength(found, one) for one in attribution]
+    symptoms = [symptom(*both) for both in zip(attribution, strengths, strict=True)]
+    ill = diagnose(adapter, prepared.batch, objective, symptoms, attribution, layers)
     explanations = [
         Explanation(
             attribution=attribution[index],
-            **_drawn(found, attribution[index], prepared, index, layers, adapter.notes),
+            **_drawn(found, strengths[index], prepared, index),
+            **_told(adapter, prepared, objective, index, ill[index]),
             **_answer(adapter, objective, index, by_class[index], top),
             **shared,
         )
@@ -282,62 +296,73 @@ def _answer(
     }
 
 
-def _drawn(
-    method: Method,
-    attribution: Array,
-    prepared: Prepared,
-    index: int,
-    layers: Sequence[str],
-    known: tuple[str, ...],
-) -> dict[str, Any]:
-    """Return heatmap, picture and notes of one image, for its Explanation."""
-    strength, notes = _strength(method, attribution, " and ".join(layers) or "the input")
-    if prepared.preprocess is not None and prepared.preprocess.assumed:
-        notes = (*notes, f"Preprocessing: {prepared.preprocess.reason}.")
-    notes = (*notes, *known)
+def _drawn(method: Method, strength: Array, prepared: Prepared, index: int) -> dict[str, Any]:
+    """Return heatmap and picture of one image, for its Explanation."""
+    scaled = _scaled(method, strength)
     picture = prepared.pictures[index]
     if picture is None:
-        drawn = resize_map(strength, prepared.batch[0].shape[2:])
+        drawn = resize_map(scaled, prepared.batch[0].shape[2:])
     else:
-        drawn = prepared.to_image(strength, index)
+        drawn = prepared.to_image(scaled, index)
     if method.signed:
         drawn = np.asarray((1 + drawn) / 2, np.float32)
-    return {
-        "heatmap": np.clip(drawn, 0, 1),
-        "image": picture,
-        "notes": notes,
-        "signed": method.signed,
-    }
+    return {"heatmap": np.clip(drawn, 0, 1), "image": picture, "signed": method.signed}
 
 
-def _strength(method: Method, attribution: Array, where: str) -> tuple[Array, tuple[str, ...]]:
-    """Scale to [0, 1], or [-1, 1] where a sign has a meaning; say so where nothing is to see.
+def _told(
+    adapter: Adapter, prepared: Prepared, objective: Objective, index: int, ill: Diagnosis | None
+) -> dict[str, Any]:
+    """Return notes and details of one image, for its Explanation."""
+    details = {name: values[index] for name, values in objective.details.items()}
+    notes = []
+    if ill is not None:
+        notes.append(ill.words)
+        details["diagnosis"] = ill.kind
+    elif note := _integration(details, float(objective.scores[index])):
+        notes.append(note)
+        details["diagnosis"] = "integration"
+    if prepared.preprocess is not None and prepared.preprocess.assumed:
+        notes.append(f"Preprocessing: {prepared.preprocess.reason}.")
+    return {"notes": (*notes, *adapter.notes), "details": details}
 
-    A map is scaled by its maximum. Over pixels the channels are summed, or without a sign their
-    largest magnitude is taken, and the scale is the 99.5th percentile, since a few pixels far
-    above all others would leave the rest dark.
+
+def _integration(details: dict[str, Any], score: float) -> str:
+    """Say where a path was walked in too few steps for its sum to be right."""
+    if "convergence_delta" not in details:
+        return ""
+    delta, difference = float(details["convergence_delta"]), score - details["baseline_score"]
+    if abs(delta) <= max(0.05 * abs(difference), 1e-4):
+        return ""
+    return (
+        f"The attributions sum to {difference + delta:.4g}, the scores differ by {difference:.4g}: "
+        "the path was walked too coarsely. Take more steps (or samples)."
+    )
+
+
+def _strength(method: Method, attribution: Array) -> Array:
+    """Return what is drawn of one image's attribution, before it is scaled: `(*grid)`.
+
+    Over pixels the channels are summed, or without a sign their largest magnitude is taken; of
+    other maps what is positive is drawn.
     """
     if not np.isfinite(attribution).all():
-        empty = np.zeros(attribution.shape[1:] if method.pixels else attribution.shape, np.float32)
-        return empty, (
-            f"The map at {where} holds NaN or infinity, so it is drawn empty: look at the "
-            "weights and at the values of the input.",
-        )
+        return np.zeros(attribution.shape[1:] if method.pixels else attribution.shape, np.float32)
     if not method.pixels:
-        strength: Array = np.maximum(attribution, 0)
-        scale = float(strength.max())
-    else:
-        magnitude: Array = np.abs(attribution).max(axis=0)
-        summed: Array = attribution.sum(axis=0)
-        strength = summed if method.signed else magnitude
-        scale = float(np.percentile(np.abs(strength), 99.5) or np.abs(strength).max())
-    if not strength.any():
-        why = "speaks against the target" if attribution.any() else "is zero"
-        return strength, (
-            f"The map at {where} is empty: the evidence {why} everywhere. Try another target or "
-            "an earlier layer.",
-        )
-    return np.asarray(strength / scale, np.float32), ()
+        return np.maximum(attribution, 0)
+    drawn: Array = attribution.sum(axis=0) if method.signed else np.abs(attribution).max(axis=0)
+    return drawn
+
+
+def _scaled(method: Method, strength: Array) -> Array:
+    """Scale to [0, 1], or [-1, 1] where a sign has a meaning.
+
+    A map is scaled by its maximum; over pixels the scale is the 99.5th percentile, since a few
+    pixels far above all others would leave the rest dark.
+    """
+    magnitude = np.abs(strength)
+    scale = float(np.percentile(magnitude, 99.5)) if method.pixels else 0.0
+    scale = scale or float(magnitude.max()) or 1.0
+    return np.asarray(strength / scale, np.float32)
 
 
 def _label(adapter: Adapter, index: int, count: int) -> str | None:

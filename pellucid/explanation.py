@@ -62,6 +62,7 @@ class Explanation:
     image : the picture, `(H, W, 3)` uint8, or None.
     top : the best predictions, each `(index, label, score)`.
     notes : warnings in words.
+    details : what the method found besides the map, by name; plain values.
     signed : whether the heatmap has a sign: 0.5 then means zero.
     """
 
@@ -80,6 +81,7 @@ class Explanation:
     image: NDArray[np.uint8] | None = None
     top: tuple[tuple[int, str | None, float], ...] = ()
     notes: tuple[str, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
     signed: bool = False
 
     def __post_init__(self) -> None:
@@ -226,6 +228,7 @@ class Explanation:
             "provenance": _plain(self.provenance),
             "top": [dict(zip(keys, _plain(entry), strict=True)) for entry in self.top],
             "notes": list(self.notes),
+            "details": _plain(self.details),
         }
 
     def _arrays(self) -> dict[str, Any]:

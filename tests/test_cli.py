@@ -466,7 +466,8 @@ def test_layers_marks_the_layer_that_grad_cam_takes(run: Command, network: str) 
     result = run("layers", f"{network}:build")
     rows = [line.split() for line in result.out.splitlines()]
     assert rows[0][0] == f"{network}:build:"
-    assert ["*", "conv2", "Conv2D", "4", "x", "110", "x", "110"] in rows
+    size = ["4", "x", "110", "x", "110"]
+    assert ["*", "conv2", "Conv2D", *size, *["5", "x", "5,", "every", "2"]] in rows
     assert ["fc", "Dense", "6"] in rows
     assert "Grad-CAM looks here: the last layer with a spatial grid" in result.out
     assert "drop" not in result.out
@@ -483,6 +484,21 @@ def test_layers_as_json_are_those_of_the_adapter(run: Command, network: str) -> 
     ]
     assert document["grad_cam"]["layer"] == "conv2"
     assert document["outputs"][0]["shape"] == [None, 6]
+
+
+def test_layers_shows_the_energy_of_the_gradient_for_images(run: Command, network: str) -> None:
+    document = json.loads(
+        run("layers", f"{network}:build", "--images", "photo.png", "--target", "2", "--json").out
+    )
+    model = pellucid.load(sys.modules[network].build())
+    x = model.prepare("photo.png").batch
+    seed = np.eye(6, dtype=np.float32)[2:3]
+    _, gradients = model.pullback(x, lambda _: {"logits": seed}, ["conv1", "conv2"])
+    for candidate in document["candidates"]:
+        expected = (gradients[candidate["name"]] ** 2).sum()
+        assert candidate["energy"] == pytest.approx(expected, rel=1e-5)
+    assert [c["receptive_field"]["size"] for c in document["candidates"]] == [[3, 3], [5, 5]]
+    assert [c["chosen"] for c in document["candidates"]] == [False, True]
 
 
 def test_layers_of_a_missing_model(run: Command) -> None:
@@ -678,7 +694,15 @@ def test_graph_is_printed_drawn_and_kept_in_the_cache(
     assert document["multiply_adds"] == 14 * 14 * 4 * 3 * 3 * 3
     assert main(["graph", "tiny.pt2", "-o", "tiny.svg"]) == 0
     assert Path("tiny.svg").read_text().count("Conv2D") >= 1
-    capsys.readouterr()
+    _photograph("photo.png", (16, 16))
+    for paint in ("parameters", "dead_channels", "gradient_energy"):
+        arguments = ["graph", "tiny.pt2", "-o", "painted.svg", "--paint", paint]
+        assert main([*arguments, "--image", "photo.png", "--target", "1"]) == 0
+        assert "Conv2D" in Path("painted.svg").read_text()
+    assert main(["graph", "tiny.pt2", "--paint", "time", "-o", "painted.svg"]) == 2
+    assert "--image" in capsys.readouterr().err
+    assert main(["graph", "tiny.pt2", "--paint", "parameters"]) == 2
+    assert "-o FILE" in capsys.readouterr().err
     assert main(["cache", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["entries"]) == 1
     assert main(["cache", "--clear"]) == 0

@@ -86,7 +86,8 @@ def by_hand(name: str, method: str, x: tuple[np.ndarray, ...]) -> np.ndarray:
         a, g = as_grid(model, at, values[at], gradients[at])
         positions = tuple(range(2, a.ndim))
         if kind == "eigen-cam":
-            return np.maximum(np.stack([projected(one) for one in a]), 0)
+            maps = [projected(one) for one in a]  # below zero everywhere: lifted to zero
+            return np.stack([np.maximum(m, 0) if m.max() > 0 else m - m.min() for m in maps])
         if kind == "recipro-cam":
             return neighbourhood_scores(name, at, values[at], a.shape[2:], objective, x)
         if kind == "grad-cam++":

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +46,10 @@ __all__ = [
 
 Array = NDArray[np.float32]
 Batch = Array | Sequence[Array] | Mapping[str, Array]
-Rectifier = Literal["exact", "guided", "deconv"]
+Rectifier = Literal[
+    "exact", "guided", "deconv",
+    "deeplift", "lrp-epsilon", "lrp-gamma", "lrp-z-plus", "lrp-composite",
+]  # fmt: skip
 Layout = Literal["spatial", "tokens", "features"]
 Seed = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
@@ -174,6 +177,7 @@ class Adapter(ABC):
         self._graph: tuple[OnnxForm, LayerGraph] | None = None
         self._needs_repeats: set[str] = set()  # layers around which a row is not repeated by itself
         self._survey: tuple[OnnxForm, Survey] | None = None
+        self._form_tensors: tuple[OnnxForm, dict[str, tuple[str, tuple[int, ...]]]] | None = None
 
     # ---- what an adapter gives ---------------------------------------------------------------
 
@@ -219,6 +223,11 @@ class Adapter(ABC):
         return {}
 
     @property
+    def training(self) -> bool:
+        """Whether the model is in training mode; it is run in evaluation mode all the same."""
+        return False
+
+    @property
     def graph(self) -> LayerGraph:
         """The layer graph, read from the model's ONNX form.
 
@@ -261,11 +270,14 @@ class Adapter(ABC):
         LayerError : there is no such layer.
         UnsupportedError : the model has no ONNX form.
         """
-        for call in self.form.calls:
-            if call.name == name:
-                return call.outputs[0], call.to_own
-        layer = self.graph.layer(name)
-        return layer.tensor, layer.to_own
+        form = self.form
+        if self._form_tensors is None or self._form_tensors[0] is not form:
+            named = {layer.name: (layer.tensor, layer.to_own) for layer in self.graph}
+            named |= {call.name: (call.outputs[0], call.to_own) for call in form.calls}
+            self._form_tensors = (form, named)
+        if name not in self._form_tensors[1]:
+            self.graph.layer(name)  # which says what is wrong with the name
+        return self._form_tensors[1][name]
 
     @property
     def form(self) -> OnnxForm:
@@ -399,15 +411,20 @@ class Adapter(ABC):
         fetch : names of the layers whose values `seed` needs.
         relu : rectifier rule. `"exact"`: the derivative. `"guided"`: negative cotangents are
             set to zero at every rectifier, then the derivative applies. `"deconv"`: negative
-            cotangents are set to zero and the derivative is not applied.
+            cotangents are set to zero and the derivative is not applied. On the ONNX engine also
+            the rules of `pellucid.graph.propagation`, for all operators.
 
         Returns
         -------
         values, gradients : `{name: array}` over `fetch` and over `wrt`. The gradient of a layer
             that the seeded ones do not depend on is zero.
         """
-        if relu not in ("exact", "guided", "deconv"):
-            raise InputError(f"relu={relu!r} is no rectifier rule: exact, guided or deconv.")
+        if relu not in get_args(Rectifier):
+            raise InputError(f"relu={relu!r} is no rule: {', '.join(get_args(Rectifier))}.")
+        if relu not in ("exact", "guided", "deconv") and self.engine != "onnx":
+            raise UnsupportedError(
+                f"relu={relu!r} is a rule of the ONNX engine: explain the model with engine='onnx'."
+            )
         batch = self.batch(x)
         wanted, names = tuple(dict.fromkeys(wrt)), tuple(dict.fromkeys(fetch))
 
@@ -475,10 +492,32 @@ class Adapter(ABC):
             return LayerError(
                 f"Layer {stem!r} is called {times} in the forward pass, so {name!r} has no value."
             )
+        if around := self._around(name):
+            return LayerError(
+                f"{name!r} is an operation in the network's code and no layer, so its value cannot "
+                f"be taken. The nearest that can be: {' or '.join(map(repr, around))}."
+            )
         return LayerError(
             f"There is no layer {name!r} in this model. {nearest(name, known)} "
             "`pellucid layers MODEL` lists all of them."
         )
+
+    def _around(self, name: str) -> list[str]:
+        """Find the layers after and before one that only the graph names, if it is at hand."""
+        try:
+            at_hand = self._graph is not None or self.has_form
+            if not at_hand or name not in self.graph:
+                return []
+        except UnsupportedError:
+            return []
+        known = {layer.name for layer in self.layers}
+        found = []
+        for step in ("outputs", "inputs"):
+            waiting = [name]
+            while waiting and not (near := [n for n in waiting if n in known]):
+                waiting = [n for one in waiting for n in getattr(self.graph[one], step)]
+            found += near[:1] if waiting else []
+        return found
 
     def batch(self, x: Batch) -> tuple[Array, ...]:
         """Check a batch against the inputs and return one float32 array per input."""

@@ -9,7 +9,6 @@ them pass every layer and every rectifier. The outcome is kept beside the export
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -106,7 +105,7 @@ def agreement(model: Adapter) -> Agreement:
     from pellucid.adapters.onnx.exported import exported
 
     key = ("agreement", *exported(model).versions.values(), *model.form_key)
-    return Agreement(**json.loads(cached_note(key, lambda: json.dumps(asdict(_compared(model))))))
+    return Agreement(**cached_note(key, lambda: asdict(_compared(model))))
 
 
 def _compared(model: Adapter) -> Agreement:

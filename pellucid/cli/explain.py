@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pellucid import __version__
 from pellucid.cli.model import MODEL_HELP, add_model_options, open_model, read_preprocess
 from pellucid.cli.parser import Parser, count
+from pellucid.cli.progress import showing_progress
 from pellucid.cli.quiet import talk_aside
 from pellucid.cli.target import add_target_options, read_target
 from pellucid.cli.terminal import item, plain, styled, table, terminal_of_stderr
@@ -48,7 +49,8 @@ examples:
 _METHODS = (
     "grad-cam (the default), grad-cam++, xgrad-cam, hires-cam, layer-cam, eigen-cam, "
     "eigengrad-cam, score-cam, ablation-cam, recipro-cam, layer-conductance; saliency, "
-    "input-x-gradient, guided-backprop, deconvnet, integrated-gradients, smoothgrad; "
+    "input-x-gradient, guided-backprop, deconvnet, integrated-gradients, "
+    "expected-gradients, blur-ig, guided-ig, xrai, deeplift, lrp, smoothgrad; "
     "guided-grad-cam; lime, kernel-shap, shapley-sampling, rise, occlusion, "
     "hierarchical-occlusion, sobol, meaningful-perturbation"
 )
@@ -144,7 +146,7 @@ def run(arguments: Namespace) -> None:
         _check_image(image)
     if method_named(arguments.method).perturbs:
         options.setdefault("progress", terminal_of_stderr())
-    with talk_aside():
+    with talk_aside(), showing_progress():
         adapter = open_model(arguments, preprocess, labels)
         explanations: list[Explanation] = explain(  # type: ignore[assignment]
             adapter,

@@ -11,7 +11,7 @@ from pellucid.images import PRESETS, Preprocess
 
 __all__ = ["Candidate", "candidates", "in_words", "sizes", "with_size"]
 
-_SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384)
+_SIZES = (32, 64, 96, 128, 160, 224, 299, 384)
 # Log-odds of each against the commonest.
 _VALUES = {
     "0-1": 0.0, "imagenet": 0.0, "tf": 0.0, "0-255": 0.0, "caffe": -0.5, "standardise": -1.5,
@@ -20,7 +20,7 @@ _VALUES = {
 _SWAPPED, _GREY = -2.0, -2.5
 _CENTRED = {"mean": (0.5,), "std": (1.0,)}
 _DEFAULT = (224, 224)  # what `Preprocess` takes for an input of any size
-_UNUSUAL_SIZE = -0.5
+_UNUSUAL_SIZE = -1.0
 _SCALED_INSIDE = 3.0  # for plain pixels, where the network has layers that scale them
 
 
@@ -32,12 +32,14 @@ class Candidate:
     ----------
     spec : as `pellucid.load(preprocess=)` and, as JSON, `--preprocess` take it.
     preprocess : the same, made.
-    habit : log-odds of how common it is.
+    habit : log-odds of how common it is, the size included.
+    usual : the same without the size.
     """
 
     spec: str | Mapping[str, Any]
     preprocess: Preprocess
     habit: float
+    usual: float
 
 
 def candidates(port: Port, *, scaled_inside: bool = False) -> list[Candidate]:
@@ -73,7 +75,7 @@ def _candidate(name: str, channels: str | None, port: Port, habit: float) -> Can
     given: str | dict[str, Any] = name if spec == {"name": name} else spec
     made = Preprocess.of(given, port)
     assert isinstance(made, Preprocess)
-    return Candidate(given, made, habit)
+    return Candidate(given, made, habit, habit)
 
 
 def with_size(candidate: Candidate, size: tuple[int, int]) -> Candidate:
@@ -82,8 +84,13 @@ def with_size(candidate: Candidate, size: tuple[int, int]) -> Candidate:
     if size != _DEFAULT:
         named = {"name": spec} if isinstance(spec, str) else dict(spec)
         spec = {**{k: v for k, v in named.items() if k != "size"}, "size": size}
-    habit = candidate.habit + (0.0 if size == _DEFAULT else _UNUSUAL_SIZE)
-    return Candidate(spec, replace(candidate.preprocess, size=size), habit)
+    elif not isinstance(spec, str):
+        spec = {key: value for key, value in spec.items() if key != "size"}
+        spec = spec["name"] if spec.keys() == {"name"} else spec
+    usual = candidate.usual + (0.0 if size == _DEFAULT else _UNUSUAL_SIZE)
+    return replace(
+        candidate, spec=spec, preprocess=replace(candidate.preprocess, size=size), habit=usual
+    )
 
 
 def sizes(port: Port, pictures: Sequence[Any]) -> list[tuple[int, int]]:

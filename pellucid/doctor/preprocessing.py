@@ -22,7 +22,7 @@ says how often they are right.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ import numpy as np
 from pellucid.adapters.base import Adapter, Array, Port
 from pellucid.doctor.candidates import Candidate, candidates, in_words, sizes, with_size
 from pellucid.errors import InputError, PellucidError, nearest
-from pellucid.images import Preprocess, read_image
+from pellucid.images import read_image, resize_map
 
 __all__ = ["PreprocessingGuess", "Trial", "guess_preprocessing"]
 
@@ -44,6 +44,8 @@ _INFORMATION, _DIVERSITY = 8.0, 6.0
 _SUREST = 20.0  # logits between the two best classes
 _ERRORS = 0.02  # share of labels that are wrong
 _SAME = 1e-4
+_FEW = 12  # pictures for a first look at every way
+_HOPELESS = 12.0  # nats behind the best after it
 _UNLIKE = 0.5  # D above which no way fits well
 
 
@@ -160,24 +162,24 @@ def guess_preprocessing(
     pictures = [pictures[index] for index in chosen]
     classes = None if classes is None else classes[chosen]
     ways = candidates(port, scaled_inside=model.scales_input)
-    found: tuple[tuple[int, int], float] | None = None
-    if None in port.shape[2:]:
-        start = _own_size(pictures)
-        observed = _observed_all(model, port, pictures, [with_size(w, start) for w in ways])
-        best = _ranked(observed, classes)[0][0].candidate
-        tried = [with_size(best, size) for size in sizes(port, pictures)]
-        by_size = _ranked(_observed_all(model, port, pictures, tried), classes)
-        size = by_size[0][0].candidate.preprocess.size or start
-        found = (size, by_size[0][2])
-        if size != start:
-            ways = [with_size(way, size) for way in ways]
-            observed = _observed_all(model, port, pictures, ways)
-    else:
-        observed = _observed_all(model, port, pictures, ways)
-    ranked = _ranked(_merged(observed), classes)
+    network = _Network(model, port, pictures, classes)
+    start = _own_size(pictures) if None in port.shape[2:] else None
+    rough = network.ranked([with_size(way, start) for way in ways] if start else ways, few=True)
+    hopeful = [one.candidate for one, score, _ in rough if score > rough[0][1] - _HOPELESS]
+    size: tuple[tuple[int, int], float] | None = None
+    if start is not None:
+        tried = [with_size(hopeful[0], side) for side in sizes(port, pictures)]
+        first, _, share = network.ranked(tried, few=True)[0]
+        size = (first.candidate.preprocess.size or start, share)
+        hopeful = [with_size(way, size[0]) for way in hopeful]
+    best = _ranked(_merged(network.observed(hopeful)), classes)
+    # The others stay as far behind as they were, which makes no difference to the shares.
+    ranked = best + [
+        (one, score - rough[0][1] + best[0][1], 0.0) for one, score, _ in rough[len(hopeful) :]
+    ]
     trials = tuple(_trial(one, score, share, classes) for one, score, share in ranked)
     return PreprocessingGuess(
-        trials, len(pictures), _evidence(ranked[0][0], classes), found,
+        trials, len(pictures), _evidence(ranked[0][0], classes), size,
         tuple(_doubts(trials, len(pictures))),
     )  # fmt: skip
 
@@ -251,48 +253,81 @@ def _own_size(pictures: Sequence[Any]) -> tuple[int, int]:
 # ---- what the network does -------------------------------------------------------------------
 
 
-def _observed_all(
-    model: Adapter, port: Port, pictures: Sequence[Any], ways: Sequence[Candidate]
-) -> list[_Observed]:
-    found, reason = [], ""
-    for way in ways:
-        try:
-            found.append(_observed(model, port, pictures, way))
-        except PellucidError as error:  # a size that this network does not take
-            reason = str(error)
-    if not found:
-        raise InputError(f"The model runs with none of the ways to preprocess: {reason}")
-    return found
+class _Network:
+    """A network and the pictures it is tried with."""
 
+    def __init__(
+        self, model: Adapter, port: Port, pictures: Sequence[Any], classes: Any | None
+    ) -> None:
+        self.model, self.port, self.pictures, self.classes = model, port, pictures, classes
+        self.few = np.linspace(0, len(pictures) - 1, min(_FEW, len(pictures))).round().astype(int)
+        self.moments = model.moments
+        self.norms = [layer for layer in model.layers if layer.name in self.moments][:_NORMS]
+        self._resized: tuple[Any, list[Array]] = (None, [])
+        self._known: dict[tuple[Any, ...], _Observed] = {}
 
-def _observed(model: Adapter, port: Port, pictures: Sequence[Any], way: Candidate) -> _Observed:
-    preprocess = Preprocess.of(way.preprocess, port)
-    output = model.outputs[0]
-    norms = [layer for layer in model.layers if layer.name in model.moments][:_NORMS]
-    totals = {layer.name: np.zeros((3, len(model.moments[layer.name][0]))) for layer in norms}
-    logits = []
-    for start in range(0, len(pictures), _CHUNK):
-        part = pictures[start : start + _CHUNK]
-        batch = np.stack([preprocess(picture) for picture in part])
-        values = model.run(batch, [output.logits, *totals])
-        scores = np.moveaxis(
-            values[output.logits], output.class_axis if output.shape[1:] else 0, -1
-        )
-        logits.append(scores.reshape(-1, scores.shape[-1]))
-        for layer in norms:
-            axis = -1 if layer.layout == "tokens" else 1
-            rows = np.moveaxis(values[layer.name], axis, -1)
-            rows = rows.reshape(-1, rows.shape[-1]).astype(np.float64)  # (..., C) -> (n, C)
-            if rows.shape[1] == totals[layer.name].shape[1]:
-                totals[layer.name] += np.stack(
-                    [np.full(rows.shape[1], len(rows)), rows.sum(0), (rows**2).sum(0)]
-                )
-    parts = [_divergence(totals[name], *model.moments[name]) for name in totals]
-    known = [part for part in parts if np.isfinite(part)]
-    divergence = float(np.mean(known)) if known else None
-    joined = np.nan_to_num(np.concatenate(logits), posinf=1e30, neginf=-1e30)
-    classifies = joined.shape[1] > 1 or output.activation is not None
-    return _Observed(way, joined, classifies, divergence)
+    def ranked(
+        self, ways: Sequence[Candidate], *, few: bool
+    ) -> list[tuple[_Observed, float, float]]:
+        """Try some ways, the likeliest first; `few` takes a part of the pictures."""
+        classes = self.classes
+        if few and classes is not None:
+            classes = classes[self.few]
+        return _ranked(self.observed(ways, few=few), classes)
+
+    def observed(self, ways: Sequence[Candidate], *, few: bool = False) -> list[_Observed]:
+        """Try some ways; those that the network cannot run with are left out."""
+        found, reason = [], ""
+        chosen = self.few if few else np.arange(len(self.pictures))
+        for way in ways:
+            key = (len(chosen), way.preprocess)
+            try:
+                if key not in self._known:
+                    self._known[key] = self._observed(way, chosen)
+                found.append(replace(self._known[key], candidate=way))
+            except PellucidError as error:  # a size that this network does not take
+                reason = str(error)
+        if not found:
+            raise InputError(f"The model runs with none of the ways to preprocess: {reason}")
+        return found
+
+    def _at(self, size: tuple[int, int] | None) -> Sequence[Array]:
+        """Return the pictures resized: that commutes with everything else that is tried."""
+        if size is None:
+            return self.pictures
+        if self._resized[0] != size:
+            resized = [resize_map(p, (*size, p.shape[-1])) for p in self.pictures]
+            self._resized = (size, resized)
+        return self._resized[1]
+
+    def _observed(self, way: Candidate, chosen: Any) -> _Observed:
+        output = self.model.outputs[0]
+        pictures = self._at(way.preprocess.size)
+        totals = {layer.name: np.zeros((3, len(self.moments[layer.name][0])))
+                  for layer in self.norms}  # fmt: skip
+        logits = []
+        for start in range(0, len(chosen), _CHUNK):
+            part = [pictures[index] for index in chosen[start : start + _CHUNK]]
+            batch = np.stack([way.preprocess(picture) for picture in part])
+            values = self.model.run(batch, [output.logits, *totals])
+            last = output.class_axis if output.shape[1:] else 0
+            scores = np.moveaxis(values[output.logits], last, -1)
+            logits.append(scores.reshape(-1, scores.shape[-1]))
+            for layer in self.norms:
+                value, total = values[layer.name], totals[layer.name]
+                channel = value.ndim - 1 if layer.layout == "tokens" else 1
+                if value.shape[channel] != total.shape[1]:
+                    continue
+                others = tuple(axis for axis in range(value.ndim) if axis != channel)
+                total[0] += value.size / total.shape[1]
+                total[1] += value.sum(others, dtype=np.float64)
+                total[2] += np.square(value).sum(others, dtype=np.float64)
+        parts = [_divergence(totals[name], *self.moments[name]) for name in totals]
+        known = [part for part in parts if np.isfinite(part)]
+        divergence = float(np.mean(known)) if known else None
+        joined = np.nan_to_num(np.concatenate(logits), posinf=1e30, neginf=-1e30)
+        classifies = joined.shape[1] > 1 or output.activation is not None
+        return _Observed(way, joined, classifies, divergence)
 
 
 def _divergence(total: Any, beta: Array, gamma: Array) -> float:
@@ -319,7 +354,7 @@ def _merged(observed: Sequence[_Observed]) -> list[_Observed]:
                 other.same.append(in_words(one.candidate.preprocess))
                 break
         else:
-            kept.append(one)
+            kept.append(replace(one, same=[]))
     return kept
 
 

@@ -22,10 +22,18 @@ _CHANNELS_FIRST = frozenset((
 ))  # fmt: skip
 
 
+# A new order of the values: what an axis means afterwards is anyone's guess.
+_REARRANGED = frozenset((
+    "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Shape", "Einsum", "Gather", "GatherND",
+))  # fmt: skip
+
+
 def channel_axes(
     graph: GraphProto, known: Mapping[str, tuple[int, ...]], shapes: Mapping[str, Shape]
 ) -> dict[str, tuple[int, ...]]:
     """Return for each tensor the permutation from channels first to its own axes, () for none.
+
+    Tensors of which nothing is known, like the tokens of a transformer, are left out.
 
     Parameters
     ----------
@@ -36,8 +44,9 @@ def channel_axes(
     found = dict(known)
     for node in graph.node:
         for name in node.output:
-            if name and name not in known:
-                found[name] = _axes(node, name, found, shapes)
+            axes = None if name in known else _axes(node, name, found, shapes)
+            if name and axes is not None:
+                found[name] = axes
     return found
 
 
@@ -46,17 +55,23 @@ def _axes(
     name: str,
     found: Mapping[str, tuple[int, ...]],
     shapes: Mapping[str, Shape],
-) -> tuple[int, ...]:
+) -> tuple[int, ...] | None:
     if node.op_type in _CHANNELS_FIRST:
         return ()
-    sources = [source for source in node.input if source in found]
+    if node.op_type in _REARRANGED:
+        return None
     if node.op_type == "Transpose":
+        if node.input[0] not in found:
+            return None
         order = next((tuple(a.ints) for a in node.attribute if a.name == "perm"), ())
-        before = found.get(node.input[0], ()) or tuple(range(len(order)))
+        before = found[node.input[0]] or tuple(range(len(order)))
         if len(before) != len(order):
-            return ()
+            return None
         after = tuple(before[axis] for axis in order)
-        return after if after == (0, *range(2, len(after)), 1) else ()
+        if after == tuple(range(len(after))):
+            return ()
+        return after if after == (0, *range(2, len(after)), 1) else None
     rank = len(shapes[name]) if name in shapes else None
-    ranked = (found[source] for source in sources if found[source])
-    return next((axes for axes in ranked if rank in (None, len(axes))), ())
+    sources = [found[source] for source in node.input if source in found]
+    turned = (axes for axes in sources if axes and rank in (None, len(axes)))
+    return next(turned, () if sources else None)

@@ -1,7 +1,8 @@
 """ONNX forms on disk, so that a network is exported once.
 
 An entry's name is the SHA-256 of everything that it follows from: architecture and weights, the
-shapes it was exported for, the versions of all libraries that took part. Its content carries its
+shapes it was exported for, the versions of all libraries that took part. Small notes, such as the
+shape of a network's input, lie beside the forms. Their content carries its
 own SHA-256, so a file that is cut short or was tampered with is seen and made anew. Entries are
 written beside their place and moved there, so readers and concurrent writers never meet a
 half-written one. Short notes on an export, such as whether it agrees with its network, are kept
@@ -15,11 +16,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pellucid.graph.form import OnnxForm
 
@@ -59,40 +62,54 @@ def cached_form(key: Sequence[str], make: Callable[[], OnnxForm]) -> OnnxForm:
     key : all that the form follows from.
     make : exports the network.
     """
-    path = _path(key, _SUFFIX)
-    if path is None:
-        return make()
-    form = _read(path)
+    form = _kept_form(key)
     if form is None:
-        form = make()
-        if form.model.ByteSize() < _PROTOBUF:
+        form, path = make(), _path(key, _SUFFIX)
+        if path is not None and form.model.ByteSize() < _PROTOBUF:
             _write(path, form.to_bytes())
             _make_room()
     return form
+
+
+def _kept_form(key: Sequence[str]) -> OnnxForm | None:
+    """Return the form kept under a key, if there is one."""
+    path = _path(key, _SUFFIX)
+    payload = None if path is None else _read(path)
+    with contextlib.suppress(ValueError):
+        return None if payload is None else OnnxForm.from_bytes(payload)
+    return None
+
+
+def cached_note(key: Sequence[str], make: Callable[[], Any]) -> Any:
+    """Return the JSON value kept under a key, or make and keep it.
+
+    Parameters
+    ----------
+    key : all that the value follows from.
+    make : finds the value out.
+    """
+    path = _path(key, _NOTE)
+    if path is None:
+        return make()
+    with contextlib.suppress(ValueError):
+        if (payload := _read(path)) is not None:
+            return json.loads(payload)
+    value = make()
+    _write(path, json.dumps(value).encode())
+    return value
+
+
+def _path(key: Sequence[str], suffix: str) -> Path | None:
+    place = folder()
+    if place is None:
+        return None
+    return place / (hashlib.sha256("\0".join([_VERSION, *key]).encode()).hexdigest() + suffix)
 
 
 def is_at_hand(key: Sequence[str]) -> bool:
     """Whether a form is kept under a key."""
     path = _path(key, _SUFFIX)
     return path is not None and path.is_file()
-
-
-def cached_note(key: Sequence[str], make: Callable[[], str]) -> str:
-    """Return the short text kept under a key, or make and keep it."""
-    path = _path(key, _NOTE)
-    payload = _payload(path) if path is not None else None
-    if payload is not None:
-        return payload.decode()
-    note = make()
-    if path is not None:
-        _write(path, note.encode())
-    return note
-
-
-def _path(key: Sequence[str], suffix: str) -> Path | None:
-    place = folder()
-    digest = hashlib.sha256("\0".join([_VERSION, *key]).encode()).hexdigest()
-    return None if place is None else place / (digest + suffix)
 
 
 def entries(suffix: str = _SUFFIX) -> list[Entry]:
@@ -107,7 +124,7 @@ def entries(suffix: str = _SUFFIX) -> list[Entry]:
 
 
 def clear() -> int:
-    """Remove all entries and return how many bytes that freed."""
+    """Remove everything that is kept and return how many bytes that freed."""
     freed = 0
     for entry in (*entries(), *entries(_NOTE)):
         with contextlib.suppress(OSError):
@@ -116,8 +133,7 @@ def clear() -> int:
     return freed
 
 
-def _payload(path: Path) -> bytes | None:
-    """Return what was kept, or None if it is not there or not as it was written."""
+def _read(path: Path) -> bytes | None:
     try:
         data = path.read_bytes()
     except OSError:
@@ -126,22 +142,13 @@ def _payload(path: Path) -> bytes | None:
     payload = memoryview(data)[start:]
     if data[:start] != _MAGIC + hashlib.sha256(payload).digest():
         return None
+    with contextlib.suppress(OSError):
+        os.utime(path)
     return bytes(payload)
 
 
-def _read(path: Path) -> OnnxForm | None:
-    payload = _payload(path)
-    try:
-        form = None if payload is None else OnnxForm.from_bytes(payload)
-    except ValueError:
-        return None
-    with contextlib.suppress(OSError):
-        os.utime(path)
-    return form
-
-
 def _write(path: Path, payload: bytes) -> None:
-    """Keep something; a cache that cannot be written is done without."""
+    """Keep a block of bytes; a cache that cannot be written is done without."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix="writing-")

@@ -132,7 +132,7 @@ def eigen_projection(t: Tape, activation: ir.Value, rank: int, cells: int | None
     mean = t.Transpose(t.ReduceMean(flat, [1], keepdims=1), perm=[0, 2, 1])
     agreement = t.ReduceSum(t.Mul(_centred(t, projected), _centred(t, mean)), [1], keepdims=1)
     whole = t.ReduceSum(t.Abs(projected), [1], keepdims=1)
-    bound = t.Mul(t.Mul(whole, t.ReduceMax(t.Abs(mean), [1], keepdims=1)), 1e-6)
+    bound = t.Mul(t.Mul(whole, t.ReduceMax(t.Abs(matrix), [1, 2], keepdims=1)), 1e-6)
     flat_map = t.LessOrEqual(t.Abs(agreement), bound)
     judged = t.Where(flat_map, t.ReduceSum(projected, [1], keepdims=1), agreement)
     signed = t.Mul(projected, t.Where(t.Less(judged, 0.0), -1.0, 1.0))

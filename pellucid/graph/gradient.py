@@ -17,6 +17,7 @@ from onnx_ir.passes import common as passes
 
 from pellucid.errors import InputError, LayerError, UnsupportedError, nearest
 from pellucid.graph.prepare import fold, infer, prepare
+from pellucid.graph.propagation import PROPAGATIONS
 from pellucid.graph.rectifiers import Rectifier, find_rectifiers
 from pellucid.graph.recurrent import unroll
 from pellucid.graph.rules import RULES
@@ -79,7 +80,7 @@ def differentiate(
         gradient is zero.
     relu : `"exact"` for the derivative; `"guided"`: negative cotangents are set to zero at the
         output of every rectifier, then the derivative applies; `"deconv"`: they are set to zero
-        and the derivative does not apply.
+        and the derivative does not apply; or a rule of `pellucid.graph.propagation`.
     fetch : names of the tensors to return; by default the network's outputs.
 
     Raises
@@ -93,9 +94,12 @@ def differentiate(
     >>> gradient = differentiate(onnx.load("net.onnx"), ["logits"], ["input"])  # doctest: +SKIP
     >>> gradient.save("saliency.onnx")  # doctest: +SKIP
     """
-    if relu not in ("exact", "guided", "deconv"):
-        raise InputError(f"relu={relu!r} is no rectifier rule: exact, guided or deconv.")
+    if relu not in ("exact", "guided", "deconv", *PROPAGATIONS):
+        known = ", ".join(("exact", "guided", "deconv", *PROPAGATIONS))
+        raise InputError(f"relu={relu!r} is no rule: {known}.")
     clean = prepare(model)
+    if relu in PROPAGATIONS:
+        PROPAGATIONS[relu].rewrite(clean, {*seeds, *wrt, *(fetch or ())})
     graph = clean.graph
     tensors = ir.convenience.create_value_mapping(graph)
     names = tuple(v.name or "" for v in graph.outputs) if fetch is None else tuple(fetch)
@@ -146,6 +150,8 @@ def walk(
     nodes, tape.wanted = path(graph, list(seeds), wanted)
     refuse_unknown(nodes)
     spans = find_rectifiers(nodes, graph) if relu != "exact" else {}
+    propagation = PROPAGATIONS.get(relu)
+    rules = RULES if propagation is None else propagation.rules
     arriving: dict[ir.Value, list[ir.Value]] = {value: [g] for value, g in seeds.items()}
     found: dict[ir.Value, ir.Value] = {}
 
@@ -166,12 +172,15 @@ def walk(
             continue
         tape.dtype = _real(node.outputs[0].dtype)
         span = spans.get(node)
+        if span is not None and gs[0] is not None and propagation is not None:
+            send(span.source, propagation.unit(tape, span.source, node.outputs[0], gs[0]))
+            continue
         if span is not None and gs[0] is not None:
             gs[0] = tape.Relu(gs[0])
             if relu == "deconv" and span.source in tape.wanted:
                 send(span.source, gs[0])
                 continue
-        for value, g in zip(node.inputs, RULES[node.op_type](tape, node, *gs), strict=False):
+        for value, g in zip(node.inputs, rules[node.op_type](tape, node, *gs), strict=False):
             send(value, g)
     return {value: g for value in wanted if (g := cotangent(value)) is not None}
 

@@ -352,7 +352,7 @@ class Tracer:
                 before = (max(missing, 0) + (padding == "SAMELOWER")) // 2
             first = np.arange(shape[2 + index], dtype=np.float32) * stride - before
             planes = self._between(planes, index, first, first + reach, steps, field.shape)
-            steps[index] *= stride
+            steps = self._scaled(steps, kernel, index, stride)
         return Field(spread(planes, shape), tuple(steps))
 
     def _convolved_backwards(self, node: NodeProto) -> list[Field]:
@@ -375,7 +375,7 @@ class Tracer:
                 planes, index, np.minimum(low, high), high, steps, field.shape,
                 (last - reach / 2) / stride,
             )  # fmt: skip
-            steps[index] /= stride
+            steps = self._scaled(steps, kernel, index, 1 / stride)
         return [Field(spread(planes, shape), tuple(steps))]
 
     def _resized(self, node: NodeProto) -> list[Field]:
@@ -401,7 +401,7 @@ class Tracer:
             planes = self._between(
                 planes, index, low, high, steps, field.shape, (cells + 0.5) * before / after - 0.5
             )
-            steps[index] *= before / after
+            steps = self._scaled(steps, shape[2:], index, before / after)
         return [Field(spread(planes, shape), tuple(steps))]
 
     def _padded(self, node: NodeProto) -> list[Field]:
@@ -423,6 +423,14 @@ class Tracer:
             index = axis - 1 if len(pads) > 2 and pads[1] else axis - 2
             planes = self._between(planes, index, cells, cells, field.steps, field.shape, axis=axis)
         return [Field(spread(planes, shape), field.steps)]
+
+    def _scaled(
+        self, steps: Sequence[float], windows: Sequence[int], index: int, factor: float
+    ) -> list[float]:
+        """Widen the step of an image axis, where a tensor has as many axes as the image."""
+        if len(windows) != self.axes:
+            return list(steps)
+        return [step * factor if i == index else step for i, step in enumerate(steps)]
 
     def _between(
         self,

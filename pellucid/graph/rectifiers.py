@@ -21,7 +21,10 @@ from pellucid.graph.tape import array
 
 __all__ = ["Rectifier", "Span", "find_rectifiers"]
 
-Rectifier = Literal["exact", "guided", "deconv"]
+Rectifier = Literal[
+    "exact", "guided", "deconv",
+    "deeplift", "lrp-epsilon", "lrp-gamma", "lrp-z-plus", "lrp-composite",
+]  # fmt: skip
 
 NAMED = {"Celu", "Elu", "Gelu", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu", "Selu", "Swish"}
 NAMED |= {"ThresholdedRelu"}

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pellucid.graph.kinds import kind_of
 from pellucid.graph.layers import GraphLayer, LayerGraph
 
-__all__ = ["ARRANGING", "collapsed", "computing_only", "split_activations"]
+__all__ = ["ARRANGING", "collapsed", "computing_only", "merged", "split_activations"]
 
 # Layers that arrange what others compute, or do nothing once a network is trained.
 ARRANGING = frozenset((
     "Permute", "Reshape", "Flatten", "Identity", "Dropout", "Noise", "Pad", "Select", "Crop",
-    "GetItem", "SlicingOpLambda", "Cast",
+    "GetItem", "SlicingOpLambda", "Cast", "Expand",
 ))  # fmt: skip
 
 
@@ -31,9 +31,8 @@ def collapsed(graph: LayerGraph, containers: Collection[str]) -> LayerGraph:
         if outermost is not None:
             owner[layer.name] = outermost
             members.setdefault(outermost, []).append(layer)
-    merged = {
-        name: _merged(name, classes.get(name, ""), layers, graph)
-        for name, layers in members.items()
+    whole = {
+        name: merged(name, classes.get(name, ""), layers, graph) for name, layers in members.items()
     }
     layers = []
     for layer in graph.layers:
@@ -41,7 +40,7 @@ def collapsed(graph: LayerGraph, containers: Collection[str]) -> LayerGraph:
         if name is None:
             layers.append(layer)
         elif layer.name == members[name][-1].name:  # all that it reads has come before
-            layers.append(merged[name])
+            layers.append(whole[name])
     inside = {part for found in members.values() for layer in found for part in layer.path}
     left = {part for layer in layers for part in layer.path}
     kept = tuple(c for c in graph.containers if c.name not in inside - left - wanted)
@@ -49,9 +48,10 @@ def collapsed(graph: LayerGraph, containers: Collection[str]) -> LayerGraph:
     return replace(graph, layers=_rewired(layers, owner), containers=kept)
 
 
-def _merged(
+def merged(
     name: str, framework_class: str, layers: Sequence[GraphLayer], graph: LayerGraph
 ) -> GraphLayer:
+    """Return one layer that stands for all layers of a container."""
     inner = {layer.name for layer in layers}
     last = next(
         (layer for layer in reversed(layers) if not inner.issuperset(layer.outputs)), layers[-1]

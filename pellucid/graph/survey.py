@@ -34,6 +34,7 @@ class Survey:
             call.outputs[0]: tuple(call.shape[axis] for axis in call.to_own) or call.shape
             for call in form.calls
         }
+        self._reached: dict[tuple[str, frozenset[str]], bool] = {}
         self.types: Mapping[str, TensorType] = tensor_types(form.model, sizes, known)
 
     @cached_property
@@ -60,6 +61,12 @@ class Survey:
 
     def reaches(self, tensor: str, results: Collection[str]) -> bool:
         """Whether some result depends on every position of a tensor that has a grid."""
+        asked = (tensor, frozenset(results))
+        if asked not in self._reached:
+            self._reached[asked] = self._reaches(tensor, results)
+        return self._reached[asked]
+
+    def _reaches(self, tensor: str, results: Collection[str]) -> bool:
         placement = self._found[0][tensor]
         shape = [size or 1 for size in self.types[tensor].shape]
         index = np.full([shape[axis] for axis in placement.positions], np.nan, np.float32)

@@ -1,23 +1,29 @@
-"""Many forward passes within a given amount of memory."""
+"""Many passes through a network within a given amount of memory, with word of how far they are."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 
 from pellucid.adapters.base import Adapter, Array
 from pellucid.errors import MethodError
 
-__all__ = ["MEMORY", "chunks", "rows_within"]
+__all__ = ["MEMORY", "MEMORY_OF_GRADIENTS", "chunks", "gradient_rows", "rows_within", "watched"]
 
 MEMORY = 128 * 2**20  # bytes; more makes no network faster on a CPU
+MEMORY_OF_GRADIENTS = 512 * 2**20
 _ALIVE = 3  # tensors of the largest size that are alive at a time: in, out, and one around them
+
+Watcher = Callable[[int, int], None]  # called with the passes done and to do
+_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 
 def rows_within(model: Adapter, x: Array, memory: int, after: str | None = None) -> int:
-    """Return how many rows may go through the network at a time.
+    """Return how many rows may go forward through the network at a time.
 
     Parameters
     ----------
@@ -29,21 +35,47 @@ def rows_within(model: Adapter, x: Array, memory: int, after: str | None = None)
     -------
     rows : at least 1; an estimate from the shapes of the layers.
     """
-    if not isinstance(memory, int | np.integer) or isinstance(memory, bool) or memory < 1:
-        raise MethodError(f"memory={memory!r}: a whole number of bytes is wanted, such as 2**28.")
     layers = list(model.layers) if model.framework != "function" else []
     if after is not None:
         names = [layer.name for layer in layers]
         layers = layers[names.index(after) :] if after in names else layers
     first = math.prod(x.shape[1:])
     largest = max([first, *(_size(layer.shape[1:], x.shape[2:]) for layer in layers)])
-    return max(1, int(memory) // (4 * (_ALIVE * largest + 2 * first)))
+    return _rows(memory, _ALIVE * largest + 2 * first)
+
+
+def gradient_rows(model: Adapter, x: Array, memory: int) -> int:
+    """Return how many rows may go forward and back at a time: all activations are kept."""
+    first = math.prod(x.shape[1:])
+    kept = (_size(one.shape[1:], x.shape[2:]) for one in model.layers if not one.container)
+    return _rows(memory, sum(kept) + 2 * first)
 
 
 def chunks(count: int, size: int) -> Iterator[slice]:
-    """Cut `count` rows into slices of at most `size`."""
+    """Cut `count` passes into slices of at most `size`, and tell the watcher of each."""
+    watcher = _watcher.get()
     for start in range(0, count, size):
+        if watcher:
+            watcher(start, count)
         yield slice(start, min(start + size, count))
+    if watcher:
+        watcher(count, count)
+
+
+@contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Call `watcher(done, total)` as passes get done inside the context."""
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+def _rows(memory: int, numbers: int) -> int:
+    if not isinstance(memory, int | np.integer) or isinstance(memory, bool) or memory < 1:
+        raise MethodError(f"memory={memory!r}: a whole number of bytes is wanted, such as 2**28.")
+    return max(1, int(memory) // (4 * numbers))
 
 
 def _size(shape: tuple[int | None, ...], spatial: tuple[int, ...]) -> int:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from pellucid.adapters.base import Adapter, Array, Batch
-from pellucid.methods.gradient import Baseline, baseline_of, by_copy, copies, first_input, positive
+from pellucid.errors import MethodError
+from pellucid.methods.baselines import Baseline, baselines_of
+from pellucid.methods.batching import MEMORY_OF_GRADIENTS, chunks, gradient_rows
+from pellucid.methods.gradient import by_copy, copies, first_input, positive
 from pellucid.methods.layer_choice import as_grid
 from pellucid.methods.objective import Objective
 
 __all__ = ["layer_conductance"]
-
-_ROWS = 64
 
 
 def layer_conductance(
@@ -25,6 +26,7 @@ def layer_conductance(
     baseline: Baseline = "zero",
     steps: int = 50,
     relu: bool = False,
+    memory: int = MEMORY_OF_GRADIENTS,
 ) -> list[Array]:
     """Integrate gradient times change of a layer along the line from a baseline to the image.
 
@@ -38,6 +40,7 @@ def layer_conductance(
     baseline : as for integrated gradients.
     steps : pieces of the line.
     relu : keep only what speaks for the target.
+    memory : bytes for the activations of a pass.
 
     Returns
     -------
@@ -48,14 +51,16 @@ def layer_conductance(
     Dhamdhere et al., "How Important Is a Neuron?", 1805.12233.
     """
     start = first_input(x)
-    origin = baseline_of(start, baseline)
+    (origin, *others) = baselines_of(start, baseline)
+    if others:
+        raise MethodError("Conductance takes one baseline: zero, mean, blurred or an array.")
     objective.settle(x)
     totals: list[Array | float] = [0.0] * len(layers)
     fetch = (*objective.fetch, *layers)
-    size = max(1, _ROWS // len(start))
-    for begin in range(0, positive("steps", steps), size):
+    size = max(1, gradient_rows(model, start, memory) // len(start) - 1)
+    for some in chunks(positive("steps", steps), size):
         # One point more than pieces; the last point of a chunk is the first of the next.
-        shares = np.arange(begin, min(begin + size, steps) + 1) / steps
+        shares = np.arange(some.start, some.stop + 1) / steps
         path = [origin + np.float32(t) * (start - origin) for t in shares]
         values, gradients = model.pullback(copies(x, path), objective, layers, fetch=fetch)
         for place, layer in enumerate(layers):

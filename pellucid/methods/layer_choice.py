@@ -13,18 +13,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pellucid.adapters.base import Adapter, Array, Layer
+import numpy as np
+
+from pellucid.adapters.base import Adapter, Array, Batch, Layer
 from pellucid.errors import LayerError, UnsupportedError
 from pellucid.graph.kinds import POOLING
 from pellucid.graph.placement import Placement, in_layout
+from pellucid.methods.objective import Objective
 
 if TYPE_CHECKING:
     from pellucid.graph.survey import Survey
 
-__all__ = ["LayerChoice", "as_grid", "choose_layer", "placement_of"]
+__all__ = ["LayerChoice", "as_grid", "choose_layer", "gradient_energy", "placement_of"]
 
 _MOST_EXTRA_TOKENS = 8  # class, distillation and register tokens
 _NORMS = ("LayerNorm", "RMSNorm")
@@ -48,6 +51,7 @@ class _Item:
     grid : what its positions make, `()` for none.
     container : whether it only holds other layers.
     tensor : in the ONNX form, where that was asked.
+    tokens : whether its values have to be put on the grid.
     """
 
     name: str
@@ -56,6 +60,7 @@ class _Item:
     grid: tuple[int | None, ...]
     container: bool = False
     tensor: str = ""
+    tokens: bool = False
 
 
 def choose_layer(model: Adapter) -> LayerChoice:
@@ -129,6 +134,22 @@ def placement_of(model: Adapter, name: str, shape: Sequence[int]) -> Placement:
     return _behind(shape[1], grid)
 
 
+def gradient_energy(
+    model: Adapter, x: Batch, objective: Objective, layers: Sequence[str]
+) -> dict[str, float]:
+    """Return the sum of the squared gradient of the score at each layer, averaged over images.
+
+    Parameters
+    ----------
+    x : batch of N images.
+    layers : names; all of them share one forward and one backward pass.
+    """
+    _, gradients = model.pullback(x, objective, layers, fetch=objective.fetch)
+    return {
+        name: float((g.astype(np.float64) ** 2).sum() / len(g)) for name, g in gradients.items()
+    }
+
+
 def _at_size(placement: Placement, name: str, shape: Sequence[int]) -> Placement:
     """Fit a placement to an image of another size but the same aspect, row by row."""
     cells = math.prod(shape[axis] for axis in placement.positions)
@@ -173,7 +194,9 @@ def _survey(model: Adapter) -> Survey | None:
 
 
 def _settled(model: Adapter) -> bool:
-    """Whether the shapes of the layers say what is channel and what is position."""
+    """Whether the layers' shapes tell which grids there are, and all of them lead to the score."""
+    if len(model.outputs) > 1:
+        return False
     for layer in model.layers:
         if layer.layout == "tokens" and len(layer.shape) > 2:
             return False
@@ -191,11 +214,13 @@ def _chosen_on_graph(model: Adapter, survey: Survey) -> LayerChoice:
     last = gridded[-1]
     if survey.reaches(last.tensor, results):
         return LayerChoice(last.name, _reason(last))
-    normed = [item for item in gridded if item.kind in _NORMS]
-    whole = [item for item in gridded if item.container or item.kind == "Add"]
-    for item in (*reversed(normed), *reversed(whole), *reversed(gridded)):
+    if last.tokens:
+        normed = [item for item in gridded if item.kind in _NORMS]
+        whole = [item for item in gridded if item.container or item.kind == "Add"]
+        gridded = [*gridded, *whole, *normed]
+    for item in reversed(gridded):
         if survey.reaches(item.tensor, results):
-            return LayerChoice(item.name, _mixed_reason(item.grid))
+            return LayerChoice(item.name, (_mixed_reason if item.tokens else _reason)(item))
     return LayerChoice(last.name, _reason(last))
 
 
@@ -210,7 +235,8 @@ def _items(model: Adapter, survey: Survey) -> Iterator[_Item]:
         found = survey.placement(tensor)
         if found is not None:
             size = survey.types[tensor].shape[found.channels]
-            yield _Item(name, kind, size, found.grid, container, tensor)
+            tokens = len(survey.types[tensor].shape) != 2 + len(found.grid)
+            yield _Item(name, kind, size, found.grid, container, tensor, tokens)
         elif survey.follows(tensor) or name not in names:
             yield _Item(name, kind, None, (), container)
         else:
@@ -223,7 +249,8 @@ def _items(model: Adapter, survey: Survey) -> Iterator[_Item]:
 def _chosen_by_shapes(model: Adapter) -> LayerChoice:
     layers = list(model.layers)
     if tokens := _last_mixed_tokens(layers):
-        return LayerChoice(tokens.name, _mixed_reason(_token_grid(layers, tokens)))
+        item = replace(_plain_item(tokens), grid=_token_grid(layers, tokens))
+        return LayerChoice(tokens.name, _mixed_reason(item))
     found = _before_head([_plain_item(layer) for layer in layers], model)
     if not found:
         raise _no_grid()
@@ -286,8 +313,8 @@ def _reason(item: _Item) -> str:
     return f"the last layer with a spatial grid ({shape}) before the head"
 
 
-def _mixed_reason(grid: Sequence[int | None]) -> str:
-    return f"the last tokens ({_shown(grid)}) that attention mixes"
+def _mixed_reason(item: _Item) -> str:
+    return f"the last tokens ({_shown(item.grid)}) that attention mixes"
 
 
 def _no_grid() -> LayerError:

@@ -109,6 +109,6 @@ def _projection(grid: Array, centred: bool) -> Array:
         projected = matrix @ np.linalg.eigh(matrix.T @ matrix)[1][:, -1]
     mean = grid.reshape(len(grid), -1).mean(axis=0)
     agreement = (projected - projected.mean()) @ (mean - mean.mean())
-    if abs(agreement) <= 1e-9 * np.abs(projected).sum() * np.abs(mean).max():
+    if abs(agreement) <= 1e-6 * np.abs(projected).sum() * np.abs(grid).max():
         agreement = projected.sum()  # a flat map, or a flat mean: then it is positive on the whole
     return np.asarray(projected if agreement >= 0 else -projected).reshape(grid.shape[1:])

@@ -53,6 +53,7 @@ class Objective:
         `("{} rather than {}", (281, 207))`.
     scores : the score of each image at the first call, `(N,)`.
     logits : the values at the first call, by output.
+    details : what a method has to say besides the map, by name: one entry per image.
     classifies : whether the output scores classes of the image, not of boxes in it.
     """
 
@@ -77,6 +78,7 @@ class Objective:
         self.wording: tuple[Wording, ...] = ()
         self.scores: Array = np.zeros(0, np.float32)
         self.logits: dict[str, Array] = {}
+        self.details: dict[str, Any] = {}
         self._fixed: dict[str, Array] = {}
 
     @property
@@ -102,6 +104,15 @@ class Objective:
             self.logits = {name: values[name] for name in self.fetch}
             self.scores = scores
         return cotangents
+
+    def rows(self, values: Mapping[str, Array]) -> Array:
+        """Return the scores of T copies of the N images, one behind the other, `(T * N,)`."""
+        rows, images = len(values[self.fetch[0]]), len(self.scores) or 1
+        parts = [
+            self.score({n: values[n][start : start + images] for n in self.fetch})[0]
+            for start in range(0, rows, images)
+        ]
+        return np.concatenate(parts)
 
     def settle(self, x: Batch) -> None:
         """Decide on the images themselves what is explained, before a method varies them."""

@@ -8,7 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pellucid.errors import MethodError, nearest
-from pellucid.methods import cam, conductance, forward_cam, gradient, guided_cam, matrix_cam
+from pellucid.methods import (
+    cam,
+    conductance,
+    forward_cam,
+    gradient,
+    guided_cam,
+    matrix_cam,
+    path,
+    propagation,
+    xrai,
+)
 from pellucid.methods.perturbation import lime, meaningful, occlusion, rise, shapley, sobol
 
 __all__ = ["METHODS", "Method", "method_named"]
@@ -26,6 +36,7 @@ class Method:
     pixels : whether it gives `(N, C, *spatial)` over the input; otherwise one map per layer.
     signed : whether the sign of a pixel's value means for or against the target.
     perturbs : whether it asks for predictions of perturbed copies; it then takes a `Subject`.
+    onnx : whether it runs on the ONNX engine alone.
     like : the libraries whose numbers it can give, and the options that do.
     """
 
@@ -35,6 +46,7 @@ class Method:
     pixels: bool = True
     signed: bool = False
     perturbs: bool = False
+    onnx: bool = False
     like: Mapping[str, Mapping[str, Any]] = field(
         default_factory=lambda: {"paper": {}, "captum": {}}
     )
@@ -44,6 +56,11 @@ class Method:
         """The options, with their defaults."""
         found = inspect.signature(self.function).parameters.values()
         return {p.name: p.default for p in found if p.kind is p.KEYWORD_ONLY}
+
+    @property
+    def smoothable(self) -> bool:
+        """Whether it can be averaged over noisy copies: it draws none of its own."""
+        return "noise" not in self.parameters
 
     def checked(self, options: Mapping[str, Any], also: tuple[str, ...] = ()) -> dict[str, Any]:
         """Return the options, or say which one the method does not have.
@@ -110,7 +127,15 @@ METHODS = {
         Method("input-x-gradient", gradient.input_x_gradient, signed=True),
         Method("guided-backprop", gradient.guided_backprop),
         Method("deconvnet", gradient.deconvnet),
-        Method("integrated-gradients", gradient.integrated_gradients, signed=True),
+        Method("integrated-gradients", path.integrated_gradients, signed=True),
+        Method("expected-gradients", path.expected_gradients, signed=True, like=_PAPER),
+        Method("blur-ig", path.blur_ig, signed=True, like=_PAPER),
+        Method("guided-ig", path.guided_ig, signed=True, like=_PAPER),
+        Method("xrai", xrai.xrai, pixels=False, like=_PAPER),
+        Method(
+            "deeplift", propagation.deep_lift, signed=True, onnx=True, like=_PAPER | {"captum": {}}
+        ),
+        Method("lrp", propagation.lrp, signed=True, onnx=True, like=_PAPER),
         Method("smoothgrad", gradient.smoothgrad, like=_PAPER),
         Method("guided-grad-cam", guided_cam.guided_grad_cam, layer=True, like=_PAPER),
         _asking("lime", lime.lime, lime={}),

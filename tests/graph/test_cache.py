@@ -132,3 +132,48 @@ def test_a_second_adapter_reads_what_the_first_one_kept(
         second.module.conv1.weight.mul_(2)
     with pytest.raises(BaseException, match="exported again"):
         _ = second.graph
+
+
+def test_a_second_start_runs_no_forward_pass(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pellucid.adapters.torch import adapter as torch_adapter
+    from pellucid.adapters.torch.adapter import TorchAdapter
+
+    expected = TorchAdapter(TWINS["residual"].torch()).graph
+    monkeypatch.setattr(torch_adapter, "probe", lambda *_: pytest.fail("ran the network"))
+    again = TorchAdapter(TWINS["residual"].torch())
+    assert again.graph == expected
+    other = TorchAdapter(TWINS["residual"].torch(), preprocess={"size": (64, 64)})
+    with pytest.raises(BaseException, match="ran the network"):
+        _ = other.graph
+
+
+def test_a_module_that_is_set_otherwise_is_exported_anew(place: Path) -> None:
+    import torch
+
+    class Scaled(torch.nn.Module):
+        def __init__(self, by: int) -> None:
+            super().__init__()
+            self.conv, self.by = torch.nn.Conv2d(3, 4, 3, stride=2), by
+            torch.nn.init.ones_(self.conv.weight)
+            torch.nn.init.ones_(self.conv.bias)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return y.flatten(1) if self.by else y
+
+    from pellucid.adapters.torch.adapter import TorchAdapter
+
+    one, other = (TorchAdapter(Scaled(by)) for by in (0, 1))
+    assert "flatten" not in one.graph
+    assert {"Flatten", "Reshape"} & {layer.kind for layer in other.graph}
+    assert one.fingerprint != other.fingerprint
+
+
+def test_notes_are_kept_cleared_and_never_trusted_when_damaged(place: Path) -> None:
+    assert cache.cached_note(["a"], lambda: [[1, 2]]) == [[1, 2]]
+    assert cache.cached_note(["a"], lambda: pytest.fail("made again")) == [[1, 2]]
+    (path,) = place.iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    assert cache.cached_note(["a"], lambda: "new") == "new"
+    cache.clear()
+    assert not list(place.iterdir())

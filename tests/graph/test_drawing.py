@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as Tree
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -13,56 +14,29 @@ from PIL import Image
 
 from pellucid.errors import InputError
 from pellucid.graph.drawing import FORMATS, STYLES, scene_of
-from pellucid.graph.drawing.layout import layered
+from pellucid.graph.drawing.boxes import cards
+from pellucid.graph.drawing.groups import planned
+from pellucid.graph.drawing.layout import Edge, arranged, placed
+from pellucid.graph.drawing.nested import pictured
+from pellucid.graph.drawing.paint import Paint
 from pellucid.graph.drawing.repeats import without_repeats
 from pellucid.graph.drawing.scene import Label, Rectangle
 from pellucid.graph.layers import Container, GraphLayer, LayerGraph
+from pellucid.graph.table import TIMES
+from tests.graph.graphs import built, dense, residual
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def built(edges: list[tuple[str, str]], **kinds: str) -> LayerGraph:
-    """A graph from its edges, given in an order in which they can be computed."""
-    names = list(dict.fromkeys(name for edge in edges for name in edge))
-    names.sort(key=lambda name: max([0, *(i for i, e in enumerate(edges, 1) if e[1] == name)]))
-    layers = [
-        GraphLayer(
-            name,
-            kinds.get(name.rstrip("0123456789"), "Conv2D"),
-            shape=(None, 8, 16, 16),
-            layout="spatial",
-            path=(f"block{name[-1]}",) if name[-1].isdigit() else (),
-            inputs=tuple(a for a, b in edges if b == name),
-            outputs=tuple(b for a, b in edges if a == name),
-        )
-        for name in names
-    ]
-    containers = tuple(Container(n) for n in dict.fromkeys(p for x in layers for p in x.path))
-    return LayerGraph(tuple(layers), containers, "built")
-
-
-def residual(blocks: int) -> LayerGraph:
-    edges, last = [], "start"
-    for i in range(blocks):
-        edges += [(last, f"conv{i}"), (f"conv{i}", f"deep{i}"), (f"deep{i}", f"add{i}")]
-        edges += [(last, f"add{i}")]
-        last = f"add{i}"
-    return built([*edges, (last, "end")], add="Add", start="Input", end="Output")
-
-
-def dense(count: int) -> LayerGraph:
-    edges = [(f"conv{i}", f"conv{j}") for j in range(count) for i in range(j)]
-    return built(edges)
-
-
-def placed(graph: LayerGraph) -> tuple:
+def laid_out(graph: LayerGraph) -> tuple:
     sizes = {layer.name: (90.0 + 7 * (i % 5), 40.0) for i, layer in enumerate(graph.layers)}
-    return sizes, layered(sizes, graph.edges)
+    edges = [Edge(source, target, source) for source, target in graph.edges]
+    return sizes, placed(arranged(list(sizes), edges), sizes)
 
 
 @pytest.mark.parametrize("graph", [residual(4), dense(7)], ids=["residual", "dense"])
 def test_boxes_do_not_overlap_and_edges_run_downwards(graph: LayerGraph) -> None:
-    sizes, layout = placed(graph)
+    sizes, layout = laid_out(graph)
     for one, other in combinations(sizes, 2):
         (x, y), (u, v) = layout.centres[one], layout.centres[other]
         apart = abs(x - u) >= (sizes[one][0] + sizes[other][0]) / 2
@@ -73,16 +47,18 @@ def test_boxes_do_not_overlap_and_edges_run_downwards(graph: LayerGraph) -> None
 
 @pytest.mark.parametrize("graph", [residual(4), dense(7)], ids=["residual", "dense"])
 def test_no_edge_passes_through_a_box(graph: LayerGraph) -> None:
-    sizes, layout = placed(graph)
+    sizes, layout = laid_out(graph)
     for ends, route in layout.routes.items():
         for x, y in route[1:-1]:
             for name, (u, v) in layout.centres.items():
+                if name not in sizes:
+                    continue
                 inside = abs(x - u) < sizes[name][0] / 2 and abs(y - v) < sizes[name][1] / 2
                 assert not inside, (ends, name)
 
 
 def test_the_trunk_of_a_residual_network_is_straight() -> None:
-    _, layout = placed(residual(5))
+    _, layout = laid_out(residual(5))
     trunk = [layout.centres[name][0] for name in ("start", "add0", "add2", "add4", "end")]
     assert max(trunk) - min(trunk) < 1
 
@@ -127,6 +103,130 @@ def test_painting_colours_by_number() -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
+def test_a_painted_picture_says_what_its_colours_are(style: str) -> None:
+    paint = Paint({"conv0": 0.002, "deep0": 40.0, "add0": 0.004}, "measured time", "milliseconds")
+    scene = scene_of(residual(1), style, paint=paint)
+    texts = {shape.text for shape in scene.shapes if isinstance(shape, Label)}
+    assert {"measured time, logarithmic scale", "0.004 milliseconds", "40 milliseconds"} <= texts
+    fills = {s.fill for s in scene.shapes if isinstance(s, Rectangle)}
+    assert len(fills) > 40  # the bar
+
+
+def test_a_scale_is_linear_where_most_numbers_can_be_told_apart_on_it() -> None:
+    paint = Paint({}).over([0.0, 10.0, 20.0, 40.0])
+    assert not paint.logarithmic
+    assert [paint.fraction(value) for value in (0.0, 10.0, 20.0, 40.0)] == [0, 0.25, 0.5, 1]
+    assert paint.at(0.25) == 10.0
+
+
+def test_a_scale_is_logarithmic_where_one_number_dwarfs_the_others() -> None:
+    paint = Paint({}).over([0.0, 1.0, 10.0, 10.0, 1e4])
+    assert paint.logarithmic
+    assert [paint.fraction(value) for value in (0.0, 1.0, 10.0, 1e4)] == [0, 0, 0.25, 1]
+    assert paint.at(0.5) == pytest.approx(100.0)
+
+
+def test_numbers_below_zero_have_a_scale_too() -> None:
+    paint = Paint({}).over([-2.0, 0.0, 2.0])
+    assert [paint.fraction(value) for value in (-2.0, 0.0, 2.0)] == [0, 0.5, 1]
+
+
+def test_blocks_are_folded_only_if_their_numbers_are_the_same() -> None:
+    graph = residual(3)
+    same = {layer.name: 1.0 for layer in graph}
+    assert without_repeats(graph, same)[1][0].times == 3
+    assert without_repeats(graph, {**same, "deep1": 2.0})[1] == []
+
+
+def test_containers_are_closed_in_every_style() -> None:
+    for style in STYLES:
+        scene = scene_of(residual(2), style, depth=1, repeats=False)
+        texts = {shape.text for shape in scene.shapes if isinstance(shape, Label)}
+        assert "block1" in texts, style
+        assert "conv1" not in texts, style
+
+
+def test_a_closed_group_shows_the_sum_of_its_layers_numbers() -> None:
+    graph = residual(2)
+    paint = Paint({"conv0": 1.0, "deep0": 2.0, "conv1": 4.0}, "seconds", combine="sum")
+    scene = scene_of(graph, paint=paint, depth=1)
+    texts = [shape.text for shape in scene.shapes if isinstance(shape, Label)]
+    assert "block0" in texts
+    assert {"3", "4"} <= set(texts)
+    assert "conv0" not in texts
+
+
+# ---- groups ----------------------------------------------------------------------------------
+
+
+def test_what_is_in_a_group_is_drawn_in_its_frame_and_nothing_else() -> None:
+    graph = residual(4)
+    plan = planned(graph)
+    sizes = {name: card.size for name, card in cards(plan).items()}
+    picture = pictured(plan, sizes, frozenset())
+    assert set(picture.frames) == {"block0", "block1", "block2", "block3"}
+    for group, frame in picture.frames.items():
+        for name, (x, y) in picture.centres.items():
+            inside = group in list(plan.around(name))
+            covered = frame.x < x < frame.x + frame.width and frame.y < y < frame.y + frame.height
+            assert covered == inside, (group, name)
+
+
+def test_pieces_of_an_edge_meet_at_the_borders_of_groups() -> None:
+    plan = planned(residual(3))
+    sizes = {name: card.size for name, card in cards(plan).items()}
+    picture = pictured(plan, sizes, frozenset({"block1"}))
+    assert "block1" in picture.centres
+    ends = {(round(p.points[-1][0], 6), round(p.points[-1][1], 6)) for p in picture.pieces}
+    boxes = {name: (x, y) for name, (x, y) in picture.centres.items()}
+    for piece in picture.pieces:
+        x, y = piece.points[0]
+        leaves = any(
+            abs(x - u) < 1e-6 and abs(y - (v + sizes[name][1] / 2)) < 1e-6
+            for name, (u, v) in boxes.items()
+        )
+        assert leaves or (round(x, 6), round(y, 6)) in ends
+
+
+def test_a_repeated_block_is_called_by_the_innermost_container() -> None:
+    graph = residual(3)
+    nested = [replace(x, path=("stage", *x.path)) if x.path else x for x in graph.layers]
+    whole = replace(graph, layers=tuple(nested), containers=(Container("stage"), *graph.containers))
+    plan = planned(*without_repeats(whole), whole)
+    assert set(plan.groups) == {"", "block0"}
+    assert plan.groups["block0"].times == 3
+    assert plan.groups["block0"].layers == ("conv0", "deep0", "add0")
+
+
+def test_groups_of_a_large_network_are_closed_until_it_fits() -> None:
+    plan = planned(residual(9))
+    assert plan.fitting(most=100) == frozenset()
+    closed = plan.fitting(most=20)
+    assert closed == {f"block{i}" for i in range(9)}
+    assert len(list(plan.visible(closed))) == 11
+
+
+def test_a_group_that_its_own_output_comes_back_to_is_no_group() -> None:
+    edges = [("a1", "b2"), ("b2", "c1")]  # block1 holds a1 and c1, between which lies b2
+    plan = planned(built([*edges, ("a1", "d1"), ("d1", "c1")]))
+    assert set(plan.groups) == {""}
+
+
+def test_repeats_and_closed_groups_are_in_the_text_formats_too(tmp_path: Path) -> None:
+    graph = residual(6)
+    for suffix in (".dot", ".mmd"):
+        text = graph.draw(tmp_path / f"a{suffix}").read_text()
+        assert f"{TIMES} 6" in text
+        assert "conv3" not in text
+        text = graph.draw(tmp_path / f"b{suffix}", depth=1, repeats=False).read_text()
+        assert "3 layers" in text
+        assert "conv3" not in text
+        assert "block3" in text
+        painted = graph.draw(tmp_path / f"c{suffix}", paint={"conv0": 1.0}).read_text()
+        assert "#7a194a" in painted
+
+
+@pytest.mark.parametrize("style", STYLES)
 def test_svg_is_well_formed_and_holds_every_layer(tmp_path: Path, style: str) -> None:
     graph = residual(2)
     root = Tree.parse(graph.draw(tmp_path / "a.svg", style, repeats=False)).getroot()
@@ -147,11 +247,11 @@ def test_png_and_pdf_are_written(tmp_path: Path, style: str) -> None:
 
 def test_dot_and_mermaid_name_layers_and_connections(tmp_path: Path) -> None:
     graph = residual(2)
-    dot = graph.draw(tmp_path / "a.dot").read_text()
+    dot = graph.draw(tmp_path / "a.dot", repeats=False).read_text()
     assert dot.count(" -> ") == len(graph.edges)
     assert '"conv0" -> "deep0";' in dot
     assert dot.count("{") == dot.count("}")
-    mermaid = graph.draw(tmp_path / "a.mmd").read_text()
+    mermaid = graph.draw(tmp_path / "a.mmd", repeats=False).read_text()
     assert mermaid.startswith("flowchart TD\n")
     assert mermaid.count(" --> ") == len(graph.edges)
     assert mermaid.count("subgraph ") == mermaid.count("\n  end") + mermaid.count("\n    end")
@@ -164,9 +264,8 @@ def test_the_page_needs_nothing_else_and_holds_all_details(tmp_path: Path) -> No
         r"(?:src|href)=[\"'](?!data:|#)[^\"']*|url\((?!#)|https?://[^\"' <]*", page
     )
     assert set(outside) == {"http://www.w3.org/2000/svg"}
-    details = json.loads(re.search(r"const details = (\{.*\});\n", page)[1])
-    assert set(details) == {layer.name for layer in graph}
-    assert page.count('class="level"') == 2
+    data = json.loads(re.search(r"const data = (\{.*\});\n", page)[1])
+    assert set(data["details"]) >= {layer.name for layer in graph}
 
 
 def test_names_cannot_become_markup(tmp_path: Path) -> None:

@@ -37,6 +37,23 @@ def test_a_branch_on_values_in_pytorch_is_named() -> None:
     assert adapter.run(x, ["conv"])["conv"].shape == (2, 4, 6, 6)
 
 
+def test_an_operation_that_only_the_graph_names_is_refused_with_the_layers_around_it() -> None:
+    from pellucid.adapters.torch.adapter import TorchAdapter
+    from pellucid.errors import LayerError
+    from tests.graph.networks import adapter
+    from tests.twins import TWINS
+
+    known, x = adapter("residual", "torch"), TWINS["residual"].inputs(1)
+    assert known.graph["block1.add"].inputs == ("block1.norm2", "relu")
+    fresh = TorchAdapter(TWINS["residual"].torch())
+    fresh.batch(TWINS["residual"].inputs(2))
+    for one in (known, fresh):  # with the graph in memory, and with that kept on disk
+        with pytest.raises(LayerError, match=r"no layer.* 'block1\.relu:1' or 'block1\.norm2'"):
+            one.run(x, ["block1.add"])
+    with pytest.raises(LayerError, match=r"There is no layer 'block1\.sub'"):
+        known.run(x, ["block1.sub"])
+
+
 def test_an_operation_of_tensorflow_without_an_onnx_form_is_named() -> None:
     import keras
     import tensorflow as tf

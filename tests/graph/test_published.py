@@ -64,3 +64,27 @@ def test_mobilenet_v2() -> None:
     assert graph.parameters + graph.statistics == model.count_params()
     assert graph.multiply_adds == 300_774_272
     agree(adapter, graph, image())
+
+
+def test_inception_v3(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from pellucid.adapters.torch.adapter import TorchAdapter
+    from tests.graph.branching import InceptionV3
+
+    monkeypatch.setenv("PELLUCID_CACHE", "off")
+    torch.manual_seed(0)
+    network = InceptionV3().eval()
+    assert sum(p.numel() for p in network.parameters()) == 27_161_264
+    adapter = TorchAdapter(network)
+    adapter.batch(np.zeros((1, 3, 299, 299), np.float32))
+    graph = adapter.graph
+    assert graph.parameters == 23_834_568  # without the classifier that only helps in training
+    assert graph.multiply_adds == 5_713_216_096
+
+
+def test_densenet121_and_vit_are_written_as_published() -> None:
+    from tests.graph.branching import DenseNet121, ViT
+
+    assert sum(p.numel() for p in DenseNet121().parameters()) == 7_978_856
+    assert sum(p.numel() for p in ViT().parameters()) == 22_050_664

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import marshal
+import os
 import subprocess
 import sys
 import zipfile
@@ -165,41 +166,17 @@ def test_an_operation_that_is_not_in_the_table_is_asked_for(tmp_path: Path) -> N
     assert need.name == "io.read_file"
 
 
-_PROBE = """
-import random, resource, sys
-from pathlib import Path
-from pellucid.adapters.legacy import read
-from pellucid.errors import PellucidError
-resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
-source, folder = Path(sys.argv[1]), Path(sys.argv[2])
-count, seed = int(sys.argv[3]), int(sys.argv[4])
-whole, chance = source.read_bytes(), random.Random(seed)
-target = folder / source.name
-for turn in range(count):
-    data = bytearray(whole)
-    for _ in range(chance.choice((1, 1, 1, 4, 32))):
-        place = chance.randrange(len(data))
-        cut = chance.random()
-        if cut < 0.8:
-            data[place] = chance.randrange(256)
-        elif cut < 0.9:
-            del data[place : place + chance.randrange(1, 64)]
-        else:
-            data[place:place] = bytes(chance.randrange(256) for _ in range(chance.randrange(1, 64)))
-    target.write_bytes(data)
-    try:
-        read(target, weights=sys.argv[5] if len(sys.argv) > 5 else None)
-    except PellucidError:
-        pass
-print("survived")
-"""
-
-_SEEDS = [
-    ("k224_tf_custom_layer_h5", "model.h5", None),
-    ("k36_newlayers_keras", "model.keras", None),
-    ("k107_theano_th_seq_json", "model.json", "weights.h5"),
-    ("k122_tf_seq_yaml", "model.yaml", "weights.h5"),
-]
+# Kind, file, and the file of its weights; PELLUCID_MUTATIONS says how often each is damaged.
+_SEEDS = {
+    "h5": ("k224_tf_custom_layer_h5/model.h5", None),
+    "keras": ("k36_newlayers_keras/model.keras", None),
+    "json": ("k107_theano_th_seq_json/model.json", "k107_theano_th_seq_json/weights.h5"),
+    "yaml": ("k122_tf_seq_yaml/model.yaml", "k122_tf_seq_yaml/weights.h5"),
+    "savedmodel": ("k36_func_export/exported", None),
+    "graph": ("", None),
+}
+_KINDS = {"json": "text", "yaml": "text", "savedmodel": "program"}
+_COUNT = int(os.environ.get("PELLUCID_MUTATIONS", "40"))
 
 
 @pytest.mark.parametrize(
@@ -221,14 +198,34 @@ def test_a_file_that_crashes_or_hangs_the_hdf5_library_is_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "name", "weights"), _SEEDS)
-def test_mutated_files_raise_nothing_else(
-    tmp_path: Path, case: str, name: str, weights: str | None
-) -> None:
-    folder = HERE / "cases" / case
-    extra = [str(folder / weights)] if weights else []
+@pytest.mark.parametrize("seed", _SEEDS)
+def test_damaged_files_raise_nothing_else(tmp_path: Path, seed: str) -> None:
+    """A program of its own damages the file in its bytes and structure, and opens what results."""
+    name, weights = _SEEDS[seed]
+    source = HERE / "cases" / name
+    if seed == "graph":
+        pytest.importorskip("tensorflow")
+        source = frozen_graph(tmp_path / "frozen.pb")
+    extra = [str(HERE / "cases" / weights)] if weights else []
+    command = [str(Path(__file__).with_name("mutations.py")), _KINDS.get(seed, seed), str(source),
+               str(_COUNT), "1", *extra]  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", _PROBE, str(folder / name), str(tmp_path), "60", "1", *extra],
-        capture_output=True, text=True, timeout=300, check=False,
+        [sys.executable, *command], capture_output=True, text=True, check=False,
+        timeout=300 + 2 * _COUNT, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
     )  # fmt: skip
-    assert done.stdout.strip() == "survived", done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["refused"] > _COUNT // 4
+    assert {path.name for path in tmp_path.iterdir()} <= {"frozen.pb"}  # nothing was written
+
+
+def frozen_graph(path: Path) -> Path:
+    import tensorflow as tf
+
+    with tf.Graph().as_default() as graph:
+        x = tf.compat.v1.placeholder(tf.float32, (None, 8, 8, 3), name="x")
+        y = tf.nn.relu(tf.nn.conv2d(x, numbers(3, 3, 3, 4), 1, "SAME"))
+        tf.nn.softmax(tf.matmul(tf.reduce_mean(y, (1, 2)), numbers(4, 3)), name="scores")
+    path.write_bytes(graph.as_graph_def().SerializeToString())
+    return path

@@ -14,6 +14,10 @@ pytest.importorskip("tensorflow")
 
 from legacy_files import numbers, opened, output, sequential, write  # noqa: E402
 
+from pellucid.adapters.legacy import read  # noqa: E402
+from pellucid.adapters.legacy.build import build  # noqa: E402
+from pellucid.errors import LoadError  # noqa: E402
+
 CONV = {"name": "c", "activation": "linear", "init": "zero"}
 
 
@@ -35,6 +39,43 @@ def theano_convolution(x: Any, kernel: Any, pads: tuple[int, int], stride: int, 
         seen = x[:, :, i * stride + rows - 1 - r, j * stride + columns - 1 - c]
         y[:, :, i, j] += seen @ kernel[:, :, r, c].T
     return y
+
+
+@pytest.mark.parametrize("size", [(3, 3), (5, 3), (1, 5)])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("first", [True, False])
+def test_theano_transposed_convolution_is_the_adjoint_of_its_convolution(
+    tmp_path: Path, size: tuple[int, int], stride: int, first: bool
+) -> None:
+    kernel = numbers(*size, 3, 4)  # rows, columns, filters, inputs
+    order = "channels_first" if first else "channels_last"
+    config = {"name": "c", "activation": "linear", "filters": 3, "kernel_size": list(size),
+              "strides": [stride] * 2, "padding": "same", "data_format": order,
+              "use_bias": False}  # fmt: skip
+    shape = (4, 5, 6) if first else (5, 6, 4)
+    path = write(
+        tmp_path / "m.h5", sequential(shape, ("Conv2DTranspose", config)),
+        {"c": {"c/kernel:0": kernel}}, "2.0.8", "theano",
+    )  # fmt: skip
+    x, y = numbers(2, 4, 5, 6, seed=1), numbers(2, 3, 5 * stride, 6 * stride, seed=2)
+    found = output(path, x if first else x.transpose(0, 2, 3, 1))
+    found = found if first else found.transpose(0, 3, 1, 2)
+    assert found.shape == y.shape
+    pads = (size[0] // 2, size[1] // 2)
+    forward = theano_convolution(y, kernel.transpose(3, 2, 0, 1), pads, stride, True)
+    # <forward(y), x> = <y, transposed(x)>
+    close((found * y).sum(), (forward * x).sum())
+
+
+def test_theano_transposed_convolution_with_an_even_kernel_is_refused(tmp_path: Path) -> None:
+    config = {"name": "c", "activation": "linear", "filters": 3, "kernel_size": [2, 2],
+              "strides": [2, 2], "padding": "same", "use_bias": False}  # fmt: skip
+    path = write(
+        tmp_path / "m.h5", sequential((5, 6, 4), ("Conv2DTranspose", config)),
+        {"c": {"c/kernel:0": numbers(2, 2, 3, 4)}}, "2.0.8", "theano",
+    )  # fmt: skip
+    with pytest.raises(LoadError, match=r"layer 'c'.*even kernel.*replace="):
+        opened(path)
 
 
 @pytest.mark.parametrize("size", [(3, 3), (2, 4), (5, 3)])
@@ -499,3 +540,46 @@ def test_a_bias_lands_on_the_channels_where_the_width_equals_the_filters(tmp_pat
     x = numbers(1, 4, 3, 5)
     found = output(path, x.transpose(0, 3, 1, 2))
     close(found.transpose(0, 2, 3, 1), transposed(x, kernel, bias))
+
+
+# ---- cells of recurrent layers -------------------------------------------------------------------
+
+
+def test_an_rnn_around_cells_is_built_from_them(tmp_path: Path) -> None:
+    """One cell becomes Keras's layer of it; several stay cells."""
+    recurrent = keras.layers.RNN([keras.layers.LSTMCell(4), keras.layers.GRUCell(3)], name="r")
+    model = keras.Sequential([keras.Input((5, 3)), recurrent])
+    one = keras.Sequential([keras.Input((5, 3)), keras.layers.RNN(keras.layers.LSTMCell(4))])
+    x = numbers(2, 5, 3)
+    for index, source in enumerate((model, one)):
+        path = tmp_path / f"{index}.keras"
+        source.save(path)
+        close(output(path, x), source(x))
+
+
+def test_a_cell_that_is_code_is_asked_for_by_its_own_name(tmp_path: Path) -> None:
+    cell = {"class_name": "MyCell", "config": {"name": "my_cell", "units": 4}}
+    config = {"name": "r", "cell": cell, "return_sequences": False}
+    arrays = {"r/my_cell/kernel:0": numbers(3, 4)}
+    path = write(
+        tmp_path / "m.h5", sequential((5, 3), ("RNN", config)), {"r": arrays}, "2.4.0",
+        "tensorflow",
+    )  # fmt: skip
+    (need,) = read(path).needs
+    assert (need.layer, need.name) == ("r", "MyCell")
+
+    class MyCell(keras.layers.Layer):
+        def __init__(self, units: int, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.units, self.state_size, self.output_size = units, units, units
+
+        def build(self, shape: Any) -> None:
+            self.kernel = self.add_weight(name="kernel", shape=(shape[-1], self.units))
+
+        def call(self, x: Any, states: Any) -> Any:
+            state = states[0] + x @ self.kernel
+            return state, [state]
+
+    x = numbers(2, 5, 3)
+    model = build(read(path), {"MyCell": MyCell})
+    close(model(x), x.sum(1) @ arrays["r/my_cell/kernel:0"])

@@ -11,10 +11,10 @@ from pellucid.adapters.keras.adapter import KerasAdapter
 from pellucid.adapters.torch.adapter import TorchAdapter
 from pellucid.errors import MethodError
 from pellucid.images import resize_map
+from pellucid.methods.baselines import baselines_of
 from pellucid.methods.batching import rows_within
 from pellucid.methods.conductance import layer_conductance
 from pellucid.methods.forward_cam import ablation_cam, recipro_cam, score_cam
-from pellucid.methods.gradient import baseline_of
 from pellucid.methods.matrix_cam import eigen_cam, eigengrad_cam
 from pellucid.methods.objective import Objective
 from tests.twins import TWINS
@@ -174,7 +174,7 @@ def test_conductance_of_a_layer_on_all_paths_sums_to_the_difference_of_scores(
     model, (x,) = twin_of(name)
     objective = Objective(model, 1)
     (found,) = layer_conductance(model, x, objective, [layer], baseline=baseline, steps=200)
-    origin = np.ascontiguousarray(baseline_of(x, baseline))
+    (origin,) = baselines_of(x, baseline)
     before = objective.score(model.run(origin, objective.fetch))[0]
     total = found.reshape(2, -1).sum(axis=1)
     np.testing.assert_allclose(total, objective.scores - before, rtol=2e-2, atol=2e-3)

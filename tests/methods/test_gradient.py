@@ -14,8 +14,10 @@ from pellucid.adapters.keras.adapter import KerasAdapter
 from pellucid.adapters.onnx.adapter import OnnxAdapter
 from pellucid.adapters.torch.adapter import TorchAdapter
 from pellucid.errors import MethodError
-from pellucid.methods.gradient import integrated_gradients, smoothgrad
+from pellucid.methods.baselines import baselines_of
+from pellucid.methods.gradient import smoothgrad
 from pellucid.methods.objective import Objective
+from pellucid.methods.path import integrated_gradients
 from pellucid.methods.registry import METHODS
 from tests.twins import TWINS
 
@@ -72,11 +74,15 @@ def test_integrated_gradients_sum_to_the_difference_of_the_scores(name, baseline
     objective = Objective(model)
     found = integrated_gradients(model, x, objective, baseline=baseline, steps=300, rule=rule)
 
-    from pellucid.methods.gradient import baseline_of
-
-    origin = np.ascontiguousarray(baseline_of(x, baseline))
-    at_baseline, _ = objective.score(model.run(origin, objective.fetch))
-    difference = objective.scores - at_baseline
+    origins = baselines_of(x, baseline)
+    starts = [objective.score(model.run(origin, objective.fetch))[0] for origin in origins]
+    difference = objective.scores - np.mean(starts, axis=0)
+    np.testing.assert_allclose(
+        objective.details["convergence_delta"], found.sum(axis=(1, 2, 3)) - difference, atol=1e-4
+    )
+    np.testing.assert_allclose(
+        objective.details["baseline_score"], np.mean(starts, axis=0), atol=1e-4
+    )
     np.testing.assert_allclose(found.sum(axis=(1, 2, 3)), difference, rtol=2e-2, atol=2e-3)
 
 

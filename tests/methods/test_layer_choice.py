@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from torch import nn
 
+import pellucid
 from pellucid.adapters.torch.adapter import TorchAdapter
-from pellucid.errors import LayerError
+from pellucid.errors import LayerError, UnsupportedError
+from pellucid.methods import layer_choice
 from pellucid.methods.layer_choice import as_grid, choose_layer
+from tests.graph.networks import adapter
 from tests.twins import TWINS
 
 EXPECTED = {  # PyTorch names
@@ -59,3 +62,65 @@ def test_network_without_a_grid_is_one_clear_error():
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2))
     with pytest.raises(LayerError, match="No layer of this model has a spatial grid"):
         choose_layer(TorchAdapter(network))
+
+
+@pytest.mark.parametrize("name", sorted(set(TWINS) - {"vit", "two_by_two"}))
+def test_the_graph_and_the_shapes_choose_the_same_layer(name, monkeypatch):
+    for framework in ("torch", "keras"):
+        model = adapter(name, framework)
+        try:
+            by_shapes = choose_layer(model)
+        except LayerError:
+            by_shapes = None
+        monkeypatch.setattr(layer_choice, "_settled", lambda _: False)
+        try:
+            on_graph = choose_layer(model)
+        except LayerError:
+            on_graph = None
+        monkeypatch.undo()
+        assert on_graph == by_shapes
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_of_two_outputs_the_last_layer_that_leads_to_the_first_is_taken(framework):
+    choice = choose_layer(adapter("two_by_two", framework))
+    assert choice.name == "relu"  # behind it, upsample and map lead to the other output
+    assert "12 channels on 16 x 16" in choice.reason
+
+
+def test_a_transformer_that_cannot_be_exported_is_judged_by_its_shapes(monkeypatch):
+    model = adapter("vit", "torch")
+    on_graph = choose_layer(model)
+    tokens = model.run(TWINS["vit"].inputs(2), [on_graph.name])[on_graph.name]
+    (expected,) = as_grid(model, on_graph.name, tokens)
+
+    def refuse(_):
+        raise UnsupportedError("no ONNX form")
+
+    monkeypatch.setattr(type(model), "survey", property(refuse))
+    assert choose_layer(model) == on_graph
+    np.testing.assert_array_equal(as_grid(model, on_graph.name, tokens)[0], expected)
+
+
+def test_a_convolutional_network_is_explained_without_an_export(monkeypatch):
+    model = TorchAdapter(TWINS["residual"].torch())
+    monkeypatch.setattr(model, "_export", lambda: pytest.fail("exported"))
+    assert pellucid.explain(model, TWINS["residual"].inputs(1)[0])[0].layer == "stage"
+
+
+def test_tokens_that_stand_in_no_grid_are_refused_by_name():
+    class Halved(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 3)
+            self.norm = nn.LayerNorm(8)
+
+        def forward(self, x):
+            tokens = self.patches(x).flatten(2).transpose(1, 2)
+            return self.head(self.norm(tokens[:, [0, 5, 7]]).mean(1))
+
+    model, x = TorchAdapter(Halved()), np.zeros((2, 3, 16, 16), np.float32)
+    model.batch(x)
+    assert choose_layer(model).name == "patches"
+    with pytest.raises(LayerError, match="'norm', 3 x 8 per image, lie on no grid"):
+        pellucid.explain(model, x, layer="norm")

@@ -16,7 +16,7 @@ from pellucid.adapters.base import Adapter
 from pellucid.adapters.onnx.adapter import OnnxAdapter
 from pellucid.adapters.torch.adapter import TorchAdapter
 from pellucid.methods.layer_choice import as_grid, choose_layer
-from tests.methods.token_networks import NETWORKS, filled, image_size
+from tests.methods.token_networks import NETWORKS, ViT, filled, image_size, keras_vit
 
 CAMS = ("grad-cam", "grad-cam++", "xgrad-cam", "hires-cam", "layer-cam")
 every = pytest.mark.parametrize("name", NETWORKS)
@@ -94,7 +94,10 @@ def test_the_map_is_the_patch_that_matters(name: str, method: str) -> None:
 
 def same_maps(ours: Adapter, theirs: Adapter, x: np.ndarray) -> None:
     for target in (0, 3):
-        one, other = (pellucid.explain(model, x, target=target) for model in (ours, theirs))
+        one, other = (
+            pellucid.explain(model, model.inputs[0].own_layout(x), target=target)
+            for model in (ours, theirs)
+        )
         for a, b in zip(one, other, strict=True):
             scale = max(np.abs(a.attribution).max(), 1e-6)
             np.testing.assert_allclose(b.attribution, a.attribution, atol=1e-5 * scale)
@@ -118,3 +121,21 @@ def test_a_compiled_explanation_gives_the_same_map(name: str) -> None:
     for a, b in zip(pellucid.explain(model, x, target=2), compiled, strict=True):
         scale = max(np.abs(a.attribution).max(), 1e-6)
         np.testing.assert_allclose(b.attribution, a.attribution, atol=1e-5 * scale)
+
+
+def test_keras_gives_the_same_maps_as_torch() -> None:
+    from pellucid.adapters.keras.adapter import KerasAdapter
+
+    torch.manual_seed(3)
+    network = ViT(front=2, back=3).eval()
+    del network.distilled
+    network.front = 1  # the head reads the first token alone
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(0, 0.3)
+    ours, theirs = TorchAdapter(network), KerasAdapter(keras_vit(network))
+    x = batch("class token")
+    np.testing.assert_allclose(theirs.run(x)["output"], ours.run(x)["output"], atol=1e-5)
+    assert choose_layer(theirs).name == "block2/norm1"
+    same_maps(ours, theirs, x)
+    same_maps(ours, OnnxAdapter(theirs.form.model), x)

@@ -195,3 +195,55 @@ def image_size(name: str) -> tuple[int, int]:
     """Size of the network's input in pixels."""
     _, (h, w), cell = NETWORKS[name]
     return h * cell, w * cell
+
+
+def keras_vit(network: ViT) -> Any:
+    """Build the same network in Keras, with the weights of the plain one in PyTorch."""
+    import keras
+
+    from tests.twins.weights import fill_keras
+
+    layers, (h, w) = keras.layers, (3, 5)
+    front, back = network.tokens.front.shape[1], network.tokens.back.shape[1]
+
+    class ExtraTokens(layers.Layer):
+        def build(self, _shape: Any) -> None:
+            self.front = self.add_weight(name="front", shape=(1, front, WIDTH))
+            self.back = self.add_weight(name="back", shape=(1, back, WIDTH))
+            self.positions = self.add_weight(name="positions", shape=(1, h * w, WIDTH))
+
+        def call(self, x: Any) -> Any:
+            count = keras.ops.shape(x)[0]
+            ends = [keras.ops.repeat(p, count, axis=0) for p in (self.front, self.back)]
+            return keras.ops.concatenate([ends[0], x + self.positions, ends[1]], axis=1)
+
+    def block(name: str) -> Any:
+        entry = layers.Input((front + h * w + back, WIDTH))
+        x = layers.LayerNormalization(epsilon=1e-3, name="norm1")(entry)
+        x = layers.MultiHeadAttention(HEADS, WIDTH // HEADS, name="attention")(x, x)
+        middle = layers.Add(name="add1")([entry, x])
+        x = layers.LayerNormalization(epsilon=1e-3, name="norm2")(middle)
+        x = layers.Activation("gelu", name="gelu")(layers.Dense(2 * WIDTH, name="dense1")(x))
+        x = layers.Add(name="add2")([middle, layers.Dense(WIDTH, name="dense2")(x)])
+        return keras.Model(entry, x, name=name)
+
+    image = layers.Input((h * 8, w * 8, 3))
+    x = layers.Conv2D(WIDTH, 8, 8, use_bias=False, name="patches")(image)
+    x = layers.Reshape((h * w, WIDTH), name="reshape")(x)
+    x = block("block2")(block("block1")(ExtraTokens(name="tokens")(x)))
+    x = layers.LayerNormalization(epsilon=1e-3, name="norm")(x)[:, 0]
+    model = keras.Model(image, layers.Dense(5, use_bias=False, name="head")(x))
+    state = dict(network.state_dict())
+    tokens = [state.pop(f"tokens.{part}").numpy() for part in ("front", "back", "positions")]
+    model.get_layer("tokens").set_weights(tokens)
+    with_tokens = model.get_layer("tokens")
+    plain = [layer for layer in model.layers if layer is not with_tokens]
+    fill_keras(_Layers(plain), state, {})
+    return model
+
+
+class _Layers:
+    """What `fill_keras` takes of a model."""
+
+    def __init__(self, layers: list[Any]) -> None:
+        self.layers = layers

@@ -176,19 +176,23 @@ def _converted(function: Any, inputs: list[str], outputs: list[str]) -> onnx.Mod
     found = _Obstacles()
     with found.listening(), tf.device("/cpu:0"):
         try:
-            frozen = tf_loader.from_function(function, inputs, outputs)
+            pruned, weights = _with_kernels_as_inputs(function, inputs, outputs)
+            frozen = tf_loader.from_function(pruned, [*inputs, *weights], outputs)
         except Exception as error:  # tf2onnx raises whatever its handlers raise
             raise UnsupportedError(found.message(first_line(error))) from error
-    return frozen_to_onnx(frozen, inputs, outputs)
+    return frozen_to_onnx(frozen, inputs, outputs, weights)
 
 
-def frozen_to_onnx(graph: Any, inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
+def frozen_to_onnx(
+    graph: Any, inputs: list[str], outputs: list[str], weights: Mapping[str, Any] | None = None
+) -> onnx.ModelProto:
     """Convert a TensorFlow graph without variables.
 
     Parameters
     ----------
     graph : the `GraphDef`; its large kernels are taken out.
     inputs, outputs : names of tensors.
+    weights : kernels that were taken out before, by tensor; the graph reads them as inputs.
 
     Raises
     ------
@@ -197,7 +201,7 @@ def frozen_to_onnx(graph: Any, inputs: list[str], outputs: list[str]) -> onnx.Mo
     found = _Obstacles()
     with found.listening(), tf.device("/cpu:0"):
         try:
-            weights = _taken_out(graph)
+            weights = {**(weights or {}), **_taken_out(graph)}
             model = _without_weights(graph, [*inputs, *weights], outputs)
         except Exception as error:  # tf2onnx raises whatever its handlers raise
             raise UnsupportedError(found.message(first_line(error))) from error
@@ -234,11 +238,34 @@ def _without_weights(graph: Any, inputs: list[str], outputs: list[str]) -> onnx.
     return model
 
 
-def _taken_out(graph: Any) -> dict[str, Any]:
-    """Turn large kernels into inputs, and return them by tensor.
+def _with_kernels_as_inputs(
+    function: Any, inputs: Sequence[str], outputs: Sequence[str]
+) -> tuple[Any, dict[str, Any]]:
+    """Cut a traced function where it reads large kernels, and return these by tensor.
 
-    tf2onnx copies every constant dozens of times; a VGG-16 would need forty gigabytes.
+    Freezing and tf2onnx copy every constant dozens of times; a VGG-16 would need forty gigabytes.
     """
+    captured = {inner.name: outer for outer, inner in function.graph.captures}
+    weights = {}
+    for operation in function.graph.get_operations():
+        if operation.type != "ReadVariableOp" or operation.inputs[0].name not in captured:
+            continue
+        tensor = operation.outputs[0]
+        kinds = {reader.type for reader in tensor.consumers()}
+        size = (tensor.shape.num_elements() or 0) * tensor.dtype.size
+        if kinds and kinds <= _WITH_KERNEL and size >= _LARGE:
+            resource = captured[operation.inputs[0].name]
+            read = tf.raw_ops.ReadVariableOp(resource=resource, dtype=tensor.dtype)
+            weights[tensor.name] = np.asarray(read)  # the variable's own memory
+    feeds, fetches = (
+        [function.graph.get_tensor_by_name(name) for name in names]
+        for names in ([*inputs, *weights], outputs)
+    )
+    return function.prune(feeds, fetches), weights
+
+
+def _taken_out(graph: Any) -> dict[str, Any]:
+    """Turn large kernels that are still constants into inputs, and return them by tensor."""
     readers: dict[str, list[str]] = {}
     for node in graph.node:
         for name in node.input:
@@ -261,18 +288,18 @@ def _taken_out(graph: Any) -> dict[str, Any]:
 
 def _put_back(graph: onnx.GraphProto, weights: Mapping[str, Any]) -> None:
     """Turn the inputs that are kernels into initializers, with their axes as their node wants."""
-    turned: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     for node in list(graph.node):
         if node.op_type == "Transpose" and node.input[0] in weights:
             order = next(list(a.ints) for a in node.attribute if a.name == "perm")
-            turned[node.output[0]] = weights[node.input[0]].transpose(order)
+            arrays[node.output[0]] = weights[node.input[0]].transpose(order)
             graph.node.remove(node)
     read = {name for node in graph.node for name in node.input}
-    arrays = {**{n: a for n, a in weights.items() if n in read}, **turned}
-    graph.initializer.extend(
-        onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
-        for name, array in arrays.items()
-    )
+    arrays |= {name: array for name, array in weights.items() if name in read}
+    for name, array in arrays.items():
+        tensor = graph.initializer.add(name=name, dims=array.shape)
+        tensor.data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        tensor.raw_data = array.tobytes()
     kept = [value for value in graph.input if value.name not in weights]
     del graph.input[:]
     graph.input.extend(kept)

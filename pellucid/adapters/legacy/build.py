@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from pellucid.adapters.legacy.files import guarded
 from pellucid.adapters.legacy.lambdas import BytecodeError, function_of
 from pellucid.adapters.legacy.model import Config, LegacyModel, Need, fault
 from pellucid.adapters.legacy.spelling import ACTIVATIONS, MODELS
+from pellucid.adapters.legacy.store import snake
 from pellucid.adapters.legacy.variables import Shape, fits, variables
 from pellucid.errors import LoadError, PellucidError
 
@@ -113,7 +115,7 @@ class _Builder:
                 )  # fmt: skip
         try:
             if entry.get("custom"):
-                made = self._custom(kind, config)
+                made = self._around_cells(config) if kind == "RNN" else self._custom(kind, config)
             elif kind == "Lambda":
                 made = self._lambda(config, path, name)
             else:
@@ -132,6 +134,22 @@ class _Builder:
         if inspect.isclass(given) and hasattr(given, "from_config"):
             return given.from_config(config)
         return given(**{k: v for k, v in config.items() if k not in ("dtype", "trainable")})
+
+    def _around_cells(self, config: Config) -> Any:
+        """Make an RNN of several cells, or of one that the caller gives."""
+
+        def made(entry: Any) -> Any:
+            kind, inner = entry["class_name"].split(">")[-1], dict(entry.get("config") or {})
+            if kind == "StackedRNNCells":
+                return [made(cell) for cell in inner["cells"]]
+            if kind in self.objects:
+                return self._custom(kind, inner)
+            known = _arguments(getattr(keras.layers, kind))
+            return getattr(keras.layers, kind)(**{k: v for k, v in inner.items() if k in known})
+
+        known = _arguments(keras.layers.RNN)
+        kept = {k: v for k, v in config.items() if k in known and k not in ("cell", "dtype")}
+        return keras.layers.RNN(made(config["cell"]), **kept)
 
     def _lambda(self, config: Config, path: str, name: str) -> Any:
         needs = [n for n in self.source.needs if n.layer == path]
@@ -315,12 +333,24 @@ def _by_attributes(layer: Any, parts: list[str]) -> Any:
     """Find the variable that a file names by attributes: `dense/vars/0` or `cell/kernel`."""
     numbered = len(parts) > 1 and parts[-2] == "vars" and parts[-1].isdigit()
     for part in parts[:-2] if numbered else parts:
-        layer = getattr(layer, part, None)
+        several = isinstance(layer, list | tuple)
+        layer = _items(layer).get(part) if several else getattr(layer, part, None)
     if not numbered:
         return layer if isinstance(layer, keras.Variable) else None
     own = getattr(layer, "_trainable_variables", [])
     own = own + getattr(layer, "_non_trainable_variables", [])
     return own[int(parts[-1])] if int(parts[-1]) < len(own) else None
+
+
+def _items(layers: Any) -> dict[str, Any]:
+    """Name the layers of a list as Keras 3 does: `lstm_cell`, `gru_cell`, `lstm_cell_1`."""
+    found: dict[str, Any] = {}
+    counts: Counter[str] = Counter()
+    for layer in layers:
+        name = snake(type(layer).__name__)
+        found[f"{name}_{counts[name]}" if counts[name] else name] = layer
+        counts[name] += 1
+    return found
 
 
 def _names() -> dict[str, Any]:

@@ -159,6 +159,8 @@ class _Reader:
             return {"class_name": "Operation", "name": name, "config": {"name": name, **operation}}
         if kind == "Lambda":
             return {"class_name": kind, "name": name, "config": self.lambda_(config, name, path)}
+        if kind == "RNN" and isinstance(config.get("cell"), dict):
+            return self.around_cells(config, name, path)
         registered = ">" in raw["class_name"] + str(raw.get("registered_name"))
         if known := familiar(kind, config):
             self.notes.translate(f"{kind} is taken for that of Keras's applications")
@@ -176,6 +178,17 @@ class _Reader:
                 new[key] = self.layer(new[key], path + "/", {})
         new["name"] = name
         return {"class_name": kind, "name": name, "config": new}
+
+    def around_cells(self, config: Config, name: str, path: str) -> Config:
+        """Keep an RNN around one or several cells for the builder; a cell may be code."""
+        cell = config["cell"]
+        cells = (cell.get("config") or {}).get("cells")
+        for one in cells if isinstance(cells, list) else [cell]:
+            kind = str(one.get("class_name") if isinstance(one, dict) else one).split(">")[-1]
+            if kind not in _CELLS:
+                self.notes.need(Need(path, kind, "layer", kind))
+        kept = {k: v for k, v in config.items() if k not in _INPUT_KEYS}
+        return {"class_name": "RNN", "name": name, "custom": True, "config": {**kept, "name": name}}
 
     def lambda_(self, config: Config, name: str, path: str) -> Config:
         function, kind = config.get("function"), config.get("function_type")
@@ -258,6 +271,7 @@ class _Reader:
                 "output_layers": ends[1]}}  # fmt: skip
 
 
+_CELLS = ("LSTMCell", "GRUCell", "SimpleRNNCell")
 _INPUT_KEYS = ("batch_input_shape", "input_dtype", "dtype", "batch_size")
 
 

@@ -46,7 +46,7 @@ LOST = frozenset({
     "Deconvolution2D", "Highway", "LegacyUpSampling2D", "LocallyConnected1D", "LocallyConnected2D",
     "MaxoutDense", "MergeCosine", "MergeDot", "BatchStatistics", "SampleNormalization",
     "ParametricSoftplus", "SReLU", "LayerScale", "ThresholdedReLU", "Operation", "TheanoConv1D",
-    "TheanoConv2D",
+    "TheanoConv2D", "TheanoConv2DTranspose", "TheanoDeconvolution2D",
     "TheanoConv3D", "TheanoSeparableConv2D", "TheanoDepthwiseConv2D", "TheanoMaxPooling1D",
     "TheanoMaxPooling2D", "TheanoMaxPooling3D", "TheanoAveragePooling1D",
     "TheanoAveragePooling2D", "TheanoAveragePooling3D",
@@ -352,12 +352,21 @@ def _theano(name: str, config: Config, notes: Notes, path: str) -> tuple[str, Co
     if padding in (None, "valid", "causal"):
         return name, config
     if not _PADDED.match(name):
-        if name in ("Conv2DTranspose", "Conv3DTranspose", "Deconvolution2D") and padding == "same":
+        if name not in ("Conv2DTranspose", "Conv3DTranspose", "Deconvolution2D"):
+            return name, config
+        sizes = _tuple(config.get("kernel_size", 2))
+        if padding != "same":
+            return name, config
+        if name == "Conv3DTranspose" or any(size % 2 == 0 for size in sizes):
             raise notes.fault(
-                f"layer {path!r}", "Theano's transposed convolution with SAME padding is not "
-                "supported. Give the layer with replace=."
+                f"layer {path!r}", "Theano has no transposed convolution with SAME padding "
+                f"{'in three dimensions' if '3D' in name else 'and an even kernel'} that could be "
+                "followed here. Give the layer with replace=."
             )  # fmt: skip
-        return name, config
+        notes.translate(
+            "transposed SAME convolution is that of symmetric padding, as Theano has it"
+        )
+        return f"Theano{name}", config
     sizes = _tuple(config.get("kernel_size", config.get("pool_size", 2)))
     strides = _tuple(config.get("strides") or config.get("pool_size", 1))
     odd = all(size % 2 for size in sizes) and all(stride == 1 for stride in strides)

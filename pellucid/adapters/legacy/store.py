@@ -15,7 +15,7 @@ from pellucid.adapters.legacy.config import inner_model
 from pellucid.adapters.legacy.model import Config, Notes, Stored
 from pellucid.adapters.legacy.weights import Found, assemble, complete, is_state, takes_weights
 
-__all__ = ["assign_store"]
+__all__ = ["assign_store", "snake"]
 
 Array = NDArray[Any]
 
@@ -54,7 +54,7 @@ def _store_model(
     present = sorted({key[len(root) :].split("/")[0] for key in left if key.startswith(root)})
     counts: dict[str, int] = {}
     for layer in model["config"]["layers"]:
-        base = _snake(layer["class_name"].removeprefix("Theano"))
+        base = snake(layer["class_name"].removeprefix("Theano"))
         number = counts.get(base, 0)
         name = f"{base}_{number}" if number else base
         if dense:
@@ -88,7 +88,8 @@ def _store_leaf(layer: Config, stored: list[Stored], notes: Notes, path: str) ->
     return assemble(layer, stored, notes, path)
 
 
-def _snake(name: str) -> str:
+def snake(name: str) -> str:
+    """Write a class's name as Keras 3 names its groups: `lstm_cell`."""
     name = re.sub(r"\W+", "", name.split(">")[-1])
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()

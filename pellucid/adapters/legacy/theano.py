@@ -123,10 +123,58 @@ class _Pooled(keras.layers.Layer):  # type: ignore[misc]
         return pooled(x, 0.0) / pooled(ops.ones_like(x), 0.0)  # what lies outside is not counted
 
 
+class _Transposed(keras.layers.Conv2DTranspose):  # type: ignore[misc]
+    """The gradient of a convolution that is padded by half its odd kernel on both sides.
+
+    TensorFlow's is that of a convolution padded by what the stride needs, which begins elsewhere.
+    """
+
+    def __init__(self, *, output_size: Any = None, padding: str = "same", **kwargs: Any) -> None:
+        super().__init__(padding="valid", **kwargs)
+        self.theano_padding = padding
+        self.output_size = None if output_size is None else tuple(output_size)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments."""
+        own = {"padding": self.theano_padding, "output_size": self.output_size}
+        return {**super().get_config(), **own}
+
+    def _sizes(self, shape: Shape) -> tuple[Any, ...]:
+        first = self.data_format == "channels_first"
+        spatial = shape[2:] if first else shape[1:-1]
+        every = tuple(n and n * s for n, s in zip(spatial, self.strides, strict=True))
+        return self.output_size or every
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Return the stated size, or the input's times the stride."""
+        sizes = self._sizes(input_shape)
+        if self.data_format == "channels_first":
+            return (input_shape[0], self.filters, *sizes)
+        return (input_shape[0], *sizes, self.filters)
+
+    def call(self, x: Tensor) -> Tensor:
+        """Compute the whole overlap-add, then cut half a kernel off its beginning."""
+        first = self.data_format == "channels_first"
+        y = ops.conv_transpose(x, self.kernel, self.strides, "valid", data_format=self.data_format)
+        pads, cut = [[0, 0]] * 4, [slice(None)] * 4
+        for axis, want, size in zip(
+            (2, 3) if first else (1, 2), self._sizes(x.shape), self.kernel_size, strict=True
+        ):
+            begin = size // 2
+            pads[axis] = [0, max(0, begin + want - y.shape[axis])]
+            cut[axis] = slice(begin, begin + want)
+        y = ops.pad(y, pads)[tuple(cut)]
+        if self.bias is not None:
+            y = y + ops.reshape(self.bias, (1, -1, 1, 1) if first else (1, 1, 1, -1))
+        return self.activation(y)
+
+
 _BASES = {name: getattr(keras.layers, name) for name in (
     "Conv1D", "Conv2D", "Conv3D", "DepthwiseConv2D", "SeparableConv2D"
 )}  # fmt: skip
 LAYERS: dict[str, type[keras.layers.Layer]] = {
+    "TheanoConv2DTranspose": _Transposed,
+    "TheanoDeconvolution2D": _Transposed,
     **{f"Theano{name}": type(name, (_Padded, base), {}) for name, base in _BASES.items()},
     **{
         f"ChannelsFirstTheano{name}": type(

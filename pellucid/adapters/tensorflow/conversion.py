@@ -99,6 +99,8 @@ def _frozen(path: Path, allow_code: bool) -> Any:
     try:
         graph.ParseFromString(data)
     except Exception as error:
+        if _is_saved_model(data):
+            raise _part_of_saved_model(path) from error
         raise LoadError(
             f"{path} is no TensorFlow graph, or it is damaged or cut short ({first_line(error)})."
         ) from error
@@ -117,14 +119,22 @@ def _frozen(path: Path, allow_code: bool) -> Any:
 
 
 def _no_graph(path: Path, data: bytes) -> LoadError:
+    if _is_saved_model(data):
+        return _part_of_saved_model(path)
+    return LoadError(f"{path} holds no TensorFlow graph: there is no operation in it.")
+
+
+def _is_saved_model(data: bytes) -> bool:
     saved = saved_model_pb2.SavedModel()
     try:
         saved.ParseFromString(data)
     except Exception:
-        saved.Clear()
-    if saved.meta_graphs:
-        return LoadError(f"{path} is a part of a SavedModel: give its folder, {path.parent}.")
-    return LoadError(f"{path} holds no TensorFlow graph: there is no operation in it.")
+        return False
+    return bool(saved.meta_graphs)
+
+
+def _part_of_saved_model(path: Path) -> LoadError:
+    return LoadError(f"{path} is a part of a SavedModel: give its folder, {path.parent}.")
 
 
 def _signature(folder: Path, allow_code: bool) -> tuple[Any, list[str], list[str]]:
@@ -298,7 +308,7 @@ class _Ends:
 
 def _guessed(role: str, tensors: Sequence[Any]) -> str:
     names = ", ".join(repr(_node(t.name)) for t in tensors)
-    return f"The graph does not say its {role}s; taken for {'them' if role else ''}: {names}."
+    return f"The graph does not say its {role}s; taken for {role}s: {names}."
 
 
 def _ancestors(operations: Sequence[Any]) -> set[Any]:

@@ -38,6 +38,7 @@ from pellucid.adapters.torch.observe import (
 from pellucid.adapters.torch.probe import Probe, probe
 from pellucid.adapters.torch.rectifiers import bend_rectifiers
 from pellucid.errors import InputError, LayerError, UnsupportedError, first_line
+from pellucid.graph.cache import cached_note
 from pellucid.graph.form import OnnxForm
 
 __all__ = ["TorchAdapter"]
@@ -85,11 +86,15 @@ class TorchAdapter(Adapter):
 
     @cached_property
     def _probe(self) -> Probe:
+        with self._lock:
+            return probe(self.module, self.names, self._seen, self._size, self.fixed_batch or 2)
+
+    @property
+    def _size(self) -> Any:
+        """Spatial size that the caller's preprocessing makes, if it says so."""
         given = self.preprocess
         size = given.get("size") if isinstance(given, Mapping) else getattr(given, "size", None)
-        size = (size, size) if isinstance(size, int) else size
-        with self._lock:
-            return probe(self.module, self.names, self._seen, size, self.fixed_batch or 2)
+        return (size, size) if isinstance(size, int) else size
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -130,6 +135,11 @@ class TorchAdapter(Adapter):
         return found
 
     @property
+    def training(self) -> bool:
+        """Whether the module is in training mode; it is run in evaluation mode all the same."""
+        return bool(self.module.training)
+
+    @property
     def versions(self) -> dict[str, str]:
         """The version of torch."""
         return {"torch": torch.__version__}
@@ -156,6 +166,7 @@ class TorchAdapter(Adapter):
         }
         return f"{self.module}{settings}"
 
+    @cached_property
     def _code(self) -> str:
         """Hash what the modules do when they are called, as far as it is in their own class."""
         digest = hashlib.sha256()
@@ -206,8 +217,18 @@ class TorchAdapter(Adapter):
         """All that the ONNX form follows from: versions and the shapes of the inputs too."""
         from importlib.metadata import version
 
-        shapes = str(self._probe.shapes)
-        return (*super().form_key, self._code(), shapes, version("onnxscript"))
+        architecture = (*super().form_key, self._code, version("onnxscript"))
+        return (*architecture, str(self._shapes(architecture)))
+
+    def _shapes(self, architecture: tuple[str, ...]) -> Any:
+        """Return the shapes of the probe's noise; what it once found is not found out again."""
+        if "_probe" in self.__dict__:
+            return [list(shape) for shape in self._probe.shapes]
+        asked = (str(self._seen), str(self._size), str(self.fixed_batch))
+        return cached_note(
+            ("input shapes", *architecture, *asked),
+            lambda: [list(shape) for shape in self._probe.shapes],
+        )
 
     def _export(self) -> OnnxForm:
         from pellucid.adapters.torch.export import export_module
@@ -215,7 +236,8 @@ class TorchAdapter(Adapter):
         noise = self._tensors(tuple(np.zeros(s, np.float32) for s in self._probe.shapes))
         ports = (self.inputs, self.outputs)
         with self._lock:
-            return export_module(self.module, self.names, self.layers, ports, noise)
+            module = next(self.module.modules())  # itself, also where a weak proxy is held
+            return export_module(module, self.names, self.layers, ports, noise)
 
     # ---- computing ---------------------------------------------------------------------------
 

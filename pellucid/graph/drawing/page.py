@@ -1,35 +1,57 @@
-"""A graph as one HTML page that needs nothing else: pan, zoom, search, detail, levels."""
+"""A graph as one HTML page that needs nothing else: pan, zoom, search, details, groups."""
 
 from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping
 from importlib.resources import files
-from xml.sax.saxutils import quoteattr
+from typing import Any
 
+from pellucid.graph.drawing.boxes import Card, cards
+from pellucid.graph.drawing.colours import FAMILIES, family_of, scaled
+from pellucid.graph.drawing.groups import Group, Plan
+from pellucid.graph.drawing.layout import Node
+from pellucid.graph.drawing.paint import Paint
 from pellucid.graph.drawing.scene import Scene
 from pellucid.graph.drawing.svg import to_svg
 from pellucid.graph.layers import GraphLayer, LayerGraph
 from pellucid.graph.table import short_count, shown_shape
 
-__all__ = ["to_html"]
+__all__ = ["graph_page", "scene_page"]
+
+_BOX, _LANE = "box", "lane"
 
 
-def to_html(graph: LayerGraph, scenes: Mapping[str, Scene]) -> str:
-    """Write a page.
+def graph_page(
+    graph: LayerGraph, plan: Plan, closed: frozenset[str], paint: Paint | None = None
+) -> str:
+    """Write a page on which groups can be opened and closed.
 
     Parameters
     ----------
-    scenes : pictures of the graph at different levels of detail, by what to call the level.
+    closed : groups that are closed when the page opens.
     """
-    pictures = "\n".join(
-        f'<div class="level" data-level={quoteattr(level)}{" hidden" if i else ""}>'
-        f"{_own_marker(to_svg(scene), i)}</div>"
-        for i, (level, scene) in enumerate(scenes.items())
-    )
-    options = "".join(f"<option>{html.escape(level)}</option>" for level in scenes)
-    details = json.dumps({layer.name: _details(layer) for layer in graph.layers})
+    data = {
+        "cards": {name: _card(card) for name, card in cards(plan, paint).items()},
+        "groups": {name: _group(group) for name, group in plan.groups.items()},
+        "parents": dict(plan.parents),
+        "owner": dict(plan.owner),
+        "closed": sorted(closed),
+        "legend": _legend(plan, paint),
+    }
+    summaries = [group.summary for group in plan.groups.values() if group.summary]
+    return _page(graph, data, summaries)
+
+
+def scene_page(graph: LayerGraph, scene: Scene) -> str:
+    """Write a page with a picture that stays as it is."""
+    return _page(graph, {"svg": to_svg(scene)})
+
+
+def _page(
+    graph: LayerGraph, data: dict[str, Any], summaries: list[GraphLayer] | None = None
+) -> str:
+    data["details"] = {x.name: _details(x) for x in (*(summaries or []), *graph.layers)}
     total = (
         f"{graph.name}: {sum(not x.is_port for x in graph)} layers, "
         f"{short_count(graph.parameters)} parameters, "
@@ -41,15 +63,57 @@ def to_html(graph: LayerGraph, scenes: Mapping[str, Scene]) -> str:
         .read_text("utf-8")
         .replace("{{title}}", html.escape(graph.name or "network"))
         .replace("{{total}}", html.escape(total))
-        .replace("{{options}}", options)
-        .replace("{{details}}", details.replace("<", "\\u003c"))
-        .replace("{{pictures}}", pictures)
+        .replace("{{data}}", json.dumps(data).replace("<", "\\u003c"))
     )
 
 
-def _own_marker(svg: str, index: int) -> str:
-    """Give a picture an arrow head of its own; one in a hidden picture is not drawn."""
-    return svg.replace('id="tip"', f'id="tip{index}"').replace("#tip)", f"#tip{index})")
+def _card(card: Card) -> dict[str, Any]:
+    return {
+        "size": card.size,
+        "times": card.times,
+        "group": card.group,
+        "strips": [
+            {
+                "key": strip.key, "name": strip.name, "kind": strip.kind, "facts": strip.facts,
+                "fill": strip.fill, "ink": strip.ink, "hover": strip.hover, "height": strip.height,
+            }
+            for strip in card.strips
+        ],
+    }  # fmt: skip
+
+
+def _group(group: Group) -> dict[str, Any]:
+    """Return a group's arrangement, with nodes as numbers."""
+    rows, chains = group.arrangement.rows, group.arrangement.chains
+    number = {node: i for i, node in enumerate(node for row in rows for node in row)}
+    label = ""
+    if group.depth and group.summary:
+        label = f"{group.summary.name}  {group.summary.framework_class}".strip()
+    return {
+        "label": label,
+        "times": group.times,
+        "children": group.children,
+        "nodes": [_node(node) for node in number],
+        "rows": [[number[node] for node in row] for row in rows],
+        "chains": [[edge.carries, [number[n] for n in chain]] for edge, chain in chains.items()],
+    }
+
+
+def _node(node: Node) -> tuple[str, str]:
+    return (_BOX, node) if isinstance(node, str) else (node[0], node[1])
+
+
+def _legend(plan: Plan, paint: Paint | None) -> dict[str, Any]:
+    if paint is None:
+        used = dict.fromkeys(
+            family_of(layer.kind) for box in plan.boxes.values() for layer in box.layers
+        )
+        return {"families": {name: FAMILIES[name] for name in used if name != "port"}}
+    return {
+        "caption": paint.caption,
+        "colours": [scaled(step / 10) for step in range(11)],
+        "ticks": [paint.shown(paint.at(fraction)) for fraction in (0.0, 0.5, 1.0)],
+    }
 
 
 def _details(layer: GraphLayer) -> dict[str, str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from pellucid.graph.layers import GraphLayer, LayerGraph
 
 __all__ = ["Repeat", "without_repeats"]
-
-from dataclasses import dataclass
 
 _LONGEST = 12  # segments in one block
 _LEAST = 3  # layers that are worth folding
@@ -22,20 +22,24 @@ class Repeat:
     ----------
     layers : names of those that are shown.
     times : how often the block occurs.
+    stands_for : each layer that is left out, and the one that is shown for it.
     """
 
     layers: tuple[str, ...]
     times: int
+    stands_for: Mapping[str, str] = field(default_factory=dict)
 
 
-def without_repeats(graph: LayerGraph) -> tuple[LayerGraph, list[Repeat]]:
+def without_repeats(
+    graph: LayerGraph, numbers: Mapping[str, float] = MappingProxyType({})
+) -> tuple[LayerGraph, list[Repeat]]:
     """Leave out blocks that equal the one before them.
 
     A block begins and ends where all that flows goes through a single layer. Two are the same if
     their layers have the same kinds, shapes and connections, in the same order.
     """
     segments = _segments(graph)
-    signs = [_sign(segment) for segment in segments]
+    signs = [_sign(segment, numbers) for segment in segments]
     gone: dict[str, str] = {}  # a layer that is left out: the one that is shown for it
     repeats: list[Repeat] = []
     start = 0
@@ -44,11 +48,10 @@ def without_repeats(graph: LayerGraph) -> tuple[LayerGraph, list[Repeat]]:
         if times > 1:
             start = _at_beginning(signs, segments, start, length, times)
             shown = [layer for segment in segments[start : start + length] for layer in segment]
-            repeats.append(Repeat(tuple(layer.name for layer in shown), times))
-            for turn in range(1, times):
-                first = start + turn * length
-                other = [layer for s in segments[first : first + length] for layer in s]
-                gone.update((o.name, s.name) for o, s in zip(other, shown, strict=True))
+            others = [x for s in segments[start + length : start + times * length] for x in s]
+            same = {x.name: shown[i % len(shown)].name for i, x in enumerate(others)}
+            repeats.append(Repeat(tuple(layer.name for layer in shown), times, same))
+            gone.update(same)
         start += length * times
     layers = [
         replace(layer, inputs=tuple(dict.fromkeys(gone.get(n, n) for n in layer.inputs)))
@@ -79,10 +82,11 @@ def _segments(graph: LayerGraph) -> list[list[GraphLayer]]:
     return [segment for segment in segments if segment]
 
 
-def _sign(segment: list[GraphLayer]) -> tuple[object, ...]:
+def _sign(segment: list[GraphLayer], numbers: Mapping[str, float]) -> tuple[object, ...]:
     place = {layer.name: i for i, layer in enumerate(segment)}
     return tuple(
-        (layer.kind, layer.shape, layer.multiply_adds, layer.fused,
+        (layer.kind, layer.shape, layer.multiply_adds, layer.parameters, layer.fused,
+         numbers.get(layer.name),
          tuple(place.get(name, -1) for name in layer.inputs))
         for layer in segment
     )  # fmt: skip

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
-__all__ = ["Curve", "Label", "Polygon", "Rectangle", "Scene", "text_width"]
+__all__ = ["Anchor", "Curve", "Label", "Polygon", "Rectangle", "Scene", "text_width"]
 
 Point = tuple[float, float]
+Anchor = Literal["start", "middle", "end"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Label:
     text: str
     size: float = 10.0
     colour: str = "#1d1d22"
-    anchor: Literal["start", "middle", "end"] = "start"
+    anchor: Anchor = "start"
     bold: bool = False
 
 
@@ -83,6 +85,7 @@ class Scene:
         self.shapes.extend(shapes)
 
 
+@lru_cache(maxsize=8192)
 def text_width(text: str, size: float, bold: bool = False) -> float:
     """Estimate how wide a line of sans-serif text is."""
     narrow = sum(c in "iljtf.,:;|!' ()[]1" for c in text)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from pellucid.graph.drawing.colours import colour_of, ink_on, scaled
+from pellucid.graph.drawing.colours import colour_of, ink_on
+from pellucid.graph.drawing.legend import colour_bar
+from pellucid.graph.drawing.paint import Paint
 from pellucid.graph.drawing.scene import Label, Rectangle, Scene, text_width
 from pellucid.graph.layers import LayerGraph
 from pellucid.graph.table import COLUMNS, cells, short_count
@@ -17,7 +17,7 @@ _WIDEST = 260.0
 _RIGHT = (3, 4)
 
 
-def sheet(graph: LayerGraph, paint: Mapping[str, float] | None = None, painted: str = "") -> Scene:
+def sheet(graph: LayerGraph, paint: Paint | None = None) -> Scene:
     """Draw a graph as a table; `paint` colours the cells of the kinds."""
     rows = [cells(layer) for layer in graph.layers]
     widths = [
@@ -25,17 +25,14 @@ def sheet(graph: LayerGraph, paint: Mapping[str, float] | None = None, painted: 
         for i in range(len(COLUMNS))
     ]
     scene = Scene(sum(widths) + 40, _ROW * (len(rows) + 3) + 50, title=graph.name)
-    title = f"{graph.name}   (coloured by {painted})" if painted else graph.name
-    scene.add(Label(20, 20, title, 13, bold=True))
-    largest = max((abs(v) for v in (paint or {}).values()), default=0.0) or 1.0
+    scene.add(Label(20, 20, graph.name, 13, bold=True))
     y = 46.0
     _row(scene, COLUMNS, widths, y, head=True)
     for layer, row in zip(graph.layers, rows, strict=True):
         y += _ROW
         fill = colour_of(layer.kind)
-        if paint is not None:
-            value = paint.get(layer.name)
-            fill = "#ffffff" if value is None else scaled(abs(value) / largest)
+        if paint:
+            fill = paint.fill(paint.of([layer.name]))
         x = 20 + widths[0]
         scene.add(
             Rectangle(20, y - _ROW / 2, sum(widths), _ROW, "none", "#e3e3e8", key=layer.name),
@@ -47,6 +44,9 @@ def sheet(graph: LayerGraph, paint: Mapping[str, float] | None = None, painted: 
         "total", "", "", f"{graph.parameters:,}", short_count(graph.multiply_adds), "",
     )  # fmt: skip
     _row(scene, total, widths, y, head=True)
+    if paint:
+        scene.height += 50
+        colour_bar(scene, paint, 20, scene.height - 30)
     return scene
 
 
@@ -60,8 +60,9 @@ def _row(
 ) -> None:
     x = 20.0
     for i, (text, width) in enumerate(zip(row, widths, strict=True)):
-        while text and text_width(text, _SIZE, bold=not i) > width - 12:
-            text = "…" + text[2:]
+        while text and (wide := text_width(text, _SIZE, bold=not i)) > width - 12:
+            kept = int(len(text) * (width - 12) / wide)
+            text = "…" + text[max(len(text) - kept, 2) :]
         colour = ink if i == 1 else "#1d1d22"
         if i in _RIGHT:
             scene.add(Label(x + width - 12, y, text, _SIZE, colour, "end", bold=head))

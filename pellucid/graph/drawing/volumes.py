@@ -6,7 +6,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from pellucid.graph.drawing.colours import colour_of, scaled
+from pellucid.graph.drawing.colours import colour_of
+from pellucid.graph.drawing.legend import colour_bar
+from pellucid.graph.drawing.paint import Paint
 from pellucid.graph.drawing.scene import Curve, Label, Polygon, Rectangle, Scene, text_width
 from pellucid.graph.layers import GraphLayer, LayerGraph
 from pellucid.graph.simplifying import ARRANGING, computing_only
@@ -24,14 +26,11 @@ _PASSING = frozenset((
 ))  # fmt: skip
 
 
-def volumes(
-    graph: LayerGraph, paint: Mapping[str, float] | None = None, painted: str = ""
-) -> Scene:
+def volumes(graph: LayerGraph, paint: Paint | None = None) -> Scene:
     """Draw a graph as a row of feature maps; connections that skip are arcs above."""
     small = computing_only(graph, ARRANGING | _PASSING)
     layers = [layer for layer in small.layers if layer.kind != "Output" and layer.shape]
     largest = max((max(_sides(layer)) for layer in layers if layer.grid), default=1)
-    scale = max((abs(v) for v in (paint or {}).values()), default=0.0) or 1.0
     x = _MARGIN
     spots: dict[str, tuple[float, float, float]] = {}  # left, right, top
     shapes: list[Polygon | Rectangle | Label | Curve] = []
@@ -39,8 +38,8 @@ def volumes(
     for layer in layers:
         thick, high = _size(layer, largest)
         fill = colour_of(layer.kind)
-        if paint is not None:
-            fill = scaled(abs(paint[layer.name]) / scale) if layer.name in paint else "#ffffff"
+        if paint:
+            fill = paint.fill(paint.of([layer.name]))
         faces = _block(x, ground, thick, high, bool(layer.grid), fill, layer)
         shapes += faces
         deep = high * _SLANT[0] if layer.grid else 0.0
@@ -55,8 +54,10 @@ def volumes(
         x += room
     arcs = _arcs(small, layers, spots)
     scene = Scene(x + _MARGIN, ground + _HIGHEST / 2 + 66, title=graph.name)
-    title = f"{graph.name}   (coloured by {painted})" if painted else graph.name
-    scene.add(Label(_MARGIN, 18, title, 14, bold=True))
+    scene.add(Label(_MARGIN, 18, graph.name, 14, bold=True))
+    if paint:
+        scene.height += 40
+        colour_bar(scene, paint, _MARGIN, scene.height - 34)
     scene.add(*arcs, *shapes)
     return scene
 

@@ -1,0 +1,231 @@
+"""DeepLIFT and LRP: completeness, closed forms, slow versions, captum."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pellucid
+from pellucid.adapters.onnx.adapter import OnnxAdapter
+from pellucid.adapters.torch.adapter import TorchAdapter
+from pellucid.errors import InputError, MethodError, UnsupportedError
+from pellucid.methods.objective import Objective
+from pellucid.methods.propagation import deep_lift, lrp
+from tests.twins import TWINS
+
+captum = pytest.importorskip("captum.attr")
+
+
+def exported(network, x):
+    """Open a small network as an ONNX file."""
+    from io import BytesIO
+
+    import onnx
+
+    file = BytesIO()
+    program = torch.onnx.export(
+        network.eval(), (torch.from_numpy(x),), dynamo=True, verbose=False,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+    )  # fmt: skip
+    program.save(file)
+    return OnnxAdapter(onnx.load_from_string(file.getvalue()))
+
+
+@pytest.mark.parametrize("name", ["residual", "separable", "fused", "two_by_two", "vit", "conv3d"])
+def test_deeplift_is_complete_in_every_network(name):
+    twin = TWINS[name]
+    model, x = OnnxAdapter(twin.onnx()), twin.inputs(2)
+    objective = Objective(model, [1, 3])
+    found = deep_lift(model, x, objective, baseline="blurred")
+    size = np.abs(found).reshape(2, -1).sum(axis=1)
+    assert (np.abs(objective.details["convergence_delta"]) <= 1e-5 * size).all()
+    before, _ = objective.score(model.run((_blurred(x[0]), *x[1:]), objective.fetch))
+    np.testing.assert_allclose(objective.details["baseline_score"], before, rtol=1e-4, atol=1e-5)
+
+
+def _blurred(x):
+    from pellucid.methods.baselines import baselines_of
+
+    return baselines_of(x, "blurred")[0]
+
+
+class Activations(nn.Module):
+    """Every kind of function, product and normalisation that has a rule."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.activation = activation
+        self.first, self.last = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(self.activation(self.first(x)).amax((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        nn.SiLU(), nn.GELU(), nn.GELU("tanh"), nn.Hardswish(), nn.ELU(), nn.Softplus(), nn.Mish(),
+        nn.Tanh(), nn.Sigmoid(), nn.Softmax(1), nn.LayerNorm(6), nn.PReLU(), nn.ReLU6(),
+    ],
+    ids=lambda one: type(one).__name__ + getattr(one, "approximate", ""),
+)  # fmt: skip
+def test_deeplift_is_complete_for_every_activation(activation):
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    model = exported(Activations(activation), x)
+    objective = Objective(model, 1)
+    found = deep_lift(model, x, objective, baseline="mean")
+    assert np.abs(objective.details["convergence_delta"]).max() <= 2e-5 * np.abs(found).sum()
+
+
+def test_deeplift_of_one_rectifier_by_hand():
+    # relu(2 x - 1) at 3 against 0: from 0 to 5, so the multiplier is 5/6 of the weight 2.
+    network = nn.Sequential(nn.Linear(1, 1), nn.ReLU())
+    with torch.no_grad():
+        network[0].weight.fill_(2)
+        network[0].bias.fill_(-1)
+    x = np.array([[3.0], [0.25]], np.float32)
+    model = exported(network, x)
+    found = deep_lift(model, x, Objective(model, 0))
+    np.testing.assert_allclose(found, [[5.0], [0.0]], atol=1e-6)
+
+
+class Plain(nn.Module):
+    def __init__(self, bias):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 6, 3, bias=bias), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(6, 8, 3, bias=bias), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Sequential(
+            nn.Linear(8 * 4 * 4, 10, bias=bias), nn.ReLU(), nn.Linear(10, 4, bias=bias)
+        )
+
+    def forward(self, x):
+        return self.head(self.features(x).flatten(1))  # captum's LRP knows no nn.Flatten
+
+
+def plain_network(bias=True):
+    torch.manual_seed(0)
+    return Plain(bias).eval()
+
+
+X = np.random.default_rng(0).standard_normal((3, 3, 14, 14)).astype(np.float32)
+TARGETS = [2, 0, 3]
+
+
+@pytest.mark.filterwarnings("ignore:Setting")
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(2), nn.MaxPool2d(2)])
+def test_deeplift_equals_captum_and_stays_complete_where_captum_does_not(pool):
+    network = plain_network()
+    network.features[2] = pool
+    model, origin = exported(network, X), X[::-1].copy()
+    objective = Objective(model, TARGETS)
+    found = deep_lift(model, X, objective, baseline=origin)
+    tensor, other = torch.from_numpy(X).requires_grad_(), torch.from_numpy(origin)
+    theirs, delta = captum.DeepLift(network).attribute(
+        tensor, other, target=torch.tensor(TARGETS), return_convergence_delta=True
+    )
+    theirs, scale = theirs.detach().numpy(), np.abs(theirs.detach().numpy()).max()
+    if isinstance(pool, nn.AvgPool2d):
+        np.testing.assert_allclose(found, theirs, atol=1e-5 * scale)
+    else:  # captum's rule for maxima loses part of the difference, unless one image always wins
+        assert np.abs(delta.detach().numpy()).max() > scale
+    assert np.abs(objective.details["convergence_delta"]).max() < 1e-5 * scale
+
+
+@pytest.mark.parametrize("rule", ["epsilon", "gamma", "z-plus"])
+def test_lrp_equals_captum(rule):
+    from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, EpsilonRule, GammaRule
+
+    rules = {"epsilon": EpsilonRule, "gamma": GammaRule, "z-plus": Alpha1_Beta0_Rule}
+    biased = rule == "epsilon"  # captum's other rules treat biases in ways of their own
+    network, x = plain_network(biased), np.abs(X)  # and its z-plus takes inputs as positive
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.rule = rules[rule]()
+    model = exported(plain_network(biased), x)
+    found = lrp(model, x, Objective(model, TARGETS), rule=rule)
+    tensor = torch.from_numpy(x).requires_grad_()
+    theirs = captum.LRP(network).attribute(tensor, target=torch.tensor(TARGETS)).detach().numpy()
+    scale = np.abs(theirs).max()
+    assert scale > 0
+    np.testing.assert_allclose(found, theirs, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("rule", ["epsilon", "gamma", "z-plus", "composite"])
+def test_without_biases_relevance_is_kept(rule):
+    model = exported(plain_network(bias=False), X)
+    objective = Objective(model)  # a score with nothing for it has nothing for z-plus to share
+    found = lrp(model, X, objective, rule=rule)
+    np.testing.assert_allclose(found.sum(axis=(1, 2, 3)), objective.scores, rtol=1e-3, atol=1e-5)
+
+
+def test_z_plus_equals_its_definition_term_by_term():
+    rng = np.random.default_rng(0)
+    first, second = (rng.standard_normal(s).astype(np.float32) for s in ((5, 4), (3, 5)))
+    network = nn.Sequential(nn.Linear(4, 5, bias=False), nn.ReLU(), nn.Linear(5, 3, bias=False))
+    with torch.no_grad():
+        network[0].weight.copy_(torch.from_numpy(first))
+        network[2].weight.copy_(torch.from_numpy(second))
+    x = rng.standard_normal((1, 4)).astype(np.float32)
+    model = exported(network, x)
+    objective = Objective(model, 1)
+    found = lrp(model, x, objective, rule="z-plus")
+
+    def shared(a, weights, relevance):
+        terms = np.maximum(a[None] * weights, 0)  # (outputs, inputs): those that push up
+        total = terms.sum(axis=1, keepdims=True)
+        return (terms / np.where(total > 0, total, 1) * relevance[:, None]).sum(axis=0)
+
+    hidden = np.maximum(first @ x[0], 0)
+    at_output = np.array([0, (second @ hidden)[1], 0])
+    expected = shared(x[0], first, shared(hidden, second, at_output))
+    np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_batch_normalisation_is_merged_whichever_way_it_is_written():
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+        norm.bias.normal_()
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    merged = torch.nn.utils.fuse_conv_bn_eval(conv.eval(), norm.eval())
+
+    def network(*start):
+        torch.manual_seed(1)
+        return nn.Sequential(*start, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                             nn.Linear(4, 2))  # fmt: skip
+
+    maps = [lrp(m, X, Objective(m, 1), rule="gamma")
+            for m in (exported(network(conv, norm), X), exported(network(merged), X))]  # fmt: skip
+    np.testing.assert_allclose(*maps, atol=1e-5 * np.abs(maps[0]).max())
+
+
+def test_pytorch_models_go_through_their_onnx_form_and_stay_what_they_are():
+    (x,) = TWINS["residual"].inputs(2)
+    network = TWINS["residual"].torch()
+    (one, _) = pellucid.explain(network, x, "deeplift", target=2)
+    assert one.provenance["engine"] == "onnx"
+    assert abs(one.details["convergence_delta"]) < 1e-5 * np.abs(one.attribution).sum()
+    with pytest.raises(UnsupportedError, match="a rule of the ONNX engine"):
+        deep_lift(TorchAdapter(network), x, Objective(TorchAdapter(network), 1))
+
+
+def test_what_has_no_rule_is_refused_by_name():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return x.flatten(1).prod(1, keepdim=True)
+
+    x = np.ones((1, 1, 2, 2), np.float32)
+    model = exported(Odd(), x)
+    with pytest.raises(UnsupportedError, match=r"DeepLIFT has no rule for ReduceProd"):
+        deep_lift(model, x, Objective(model, 0))
+    with pytest.raises(MethodError, match="rule='alpha' is unknown"):
+        lrp(model, x, Objective(model, 0), rule="alpha")
+    with pytest.raises(InputError, match="relu='smooth' is no rule"):
+        model.pullback(x, Objective(model, 0), ["input"], relu="smooth")
