@@ -10,6 +10,7 @@ It prints how many were refused and how many opened, and dies of anything but a 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import random
@@ -252,7 +253,7 @@ def main(kind: str, source: str, count: str, seed: str, weights: str | None = No
                     target.write_bytes(mutate_bytes(target.read_bytes(), chance))
             except Exception:
                 continue  # the mutation itself made no sense
-            signal.alarm(_SECONDS)
+            faulthandler.dump_traceback_later(_SECONDS, exit=True)  # says where it hangs
             try:
                 open_it(target)
                 told["opened"] += 1
@@ -268,7 +269,7 @@ def main(kind: str, source: str, count: str, seed: str, weights: str | None = No
                     raise
                 told["refused"] += 1
             finally:
-                signal.alarm(0)
+                faulthandler.cancel_dump_traceback_later()
     print(json.dumps(told))
 
 

@@ -179,6 +179,8 @@ class _Builder:
             if isinstance(config.get(key), dict):
                 config[key] = self._inner(config[key], path)
         known = _arguments(cls)  # type: ignore[arg-type]
+        # Every variable gets its array from the file; random ones first would only cost time.
+        config |= {key: "zeros" for key in known if key.endswith("_initializer")}
         for key in [key for key in config if key not in known]:
             value = config.pop(key)
             if key != "trainable" and not any(
