@@ -18,10 +18,12 @@ PACKAGES = ("captum", "grad-cam", "tf-keras-vis")
 _WHAT = """\
 Networks small enough for paper, and the exact array that each method's paper defines for them:
 `tests/conformance/cases.py` holds both, with the reason, and `tests/conformance/shims.py` how each
-library is asked. `make conformance` runs all of it and writes this page. {versions}."""
+library is asked. `make conformance` runs all of it and writes this page.
+
+{versions}."""
 _HOW = """\
-`exact`: equal to 1e-4. `-`: the library has no such method. Maps that a library hands out scaled are
-compared with both sides scaled to a maximum of one. Pellucid explains the score before a final
+`exact`: equal to 1e-4. `-`: the library has no such method. Maps that a library hands out scaled
+are compared with both sides scaled to a maximum of one. Pellucid explains the score before a final
 softmax; the PyTorch libraries explain what the network returns."""
 _WHY = """\
 Guided backpropagation and deconvnet differ where a library looks for certain modules or layers
