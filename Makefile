@@ -7,7 +7,7 @@ NODE := tests/node/node_modules/installed
 BROWSER := .venv/browser/installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt
 
-.PHONY: demo test lint types contracts tests bench clean
+.PHONY: demo test lint types contracts tests bench conformance clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py demo
@@ -30,6 +30,10 @@ tests: $(INSTALLED) $(NODE) $(BROWSER)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.grad_cam
+
+# The cases of tests/conformance against the other libraries; writes docs/conformance.md.
+conformance: $(INSTALLED)
+	OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m tests.conformance
 
 $(INSTALLED): pyproject.toml $(wildcard requirements/*.txt)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

