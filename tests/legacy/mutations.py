@@ -237,7 +237,8 @@ def main(kind: str, source: str, count: str, seed: str, weights: str | None = No
     whole, chance = Path(source), random.Random(int(seed))
     open_it = opener(kind, weights, bool(built))
     _limit(8 << 30 if built or kind in _CONVERTED else 2 << 30)
-    fork_instead()
+    if not built:  # a fork of a process that runs TensorFlow's threads may hang
+        fork_instead()
     told = {"refused": 0, "opened": 0}
     for _ in range(int(count)):
         with tempfile.TemporaryDirectory() as folder:
