@@ -373,7 +373,8 @@ def steady_text(photographs: Mapping[str, Any], seeds: int) -> list[str]:
         "weights from seed to seed. *Needed* is the number of predictions at which it falls to "
         "that of `lime` at N = 1000: by pairs of masks alone, and with the Gaussian process too, "
         "which is the default. *Apart* is the distance between the mean weights of `lime` and "
-        "Pellucid in units of what chance gives: 1 if both estimate the same. The last columns "
+        "Pellucid in units of what chance gives: about 1 if both estimate the same, and more where "
+        "the package's ridge and its rounding of colours show. The last columns "
         "are mean rank correlations between seeds: `lime` at 1000, Pellucid where its stopping "
         "rule ended (with the predictions that it took), Pellucid at 600.",
         "",
