@@ -10,7 +10,7 @@ from pellucid.adapters.base import Adapter
 from pellucid.errors import LayerError, UnsupportedError
 from pellucid.explainer import adapter_of
 from pellucid.graph.placement import Placement, ReceptiveField
-from pellucid.methods.layer_choice import choose_layer, gradient_energy, placement_of
+from pellucid.methods.layer_choice import choose_layer, gradient_energy, named_in_file, placement_of
 from pellucid.methods.objective import Objective
 
 __all__ = ["Candidate", "Candidates", "layers"]
@@ -116,7 +116,7 @@ def _shapes(adapter: Adapter) -> list[tuple[str, str, tuple[int, ...]]]:
     ]
     try:
         if not adapter.form.calls:
-            rows = [(one.name, one.kind, one.shape) for one in adapter.graph if not one.is_port]
+            rows = [(name, one.kind, one.shape) for name, one in named_in_file(adapter).items()]
         elif any(None in shape[1:] for _, _, shape in rows):
             known = {layer.name: layer.shape for layer in adapter.graph}
             rows = [(name, kind, known.get(name, shape)) for name, kind, shape in rows]

@@ -25,9 +25,17 @@ from pellucid.graph.placement import Placement, in_layout
 from pellucid.methods.objective import Objective
 
 if TYPE_CHECKING:
+    from pellucid.graph.layers import GraphLayer
     from pellucid.graph.survey import Survey
 
-__all__ = ["LayerChoice", "as_grid", "choose_layer", "gradient_energy", "placement_of"]
+__all__ = [
+    "LayerChoice",
+    "as_grid",
+    "choose_layer",
+    "gradient_energy",
+    "named_in_file",
+    "placement_of",
+]
 
 _MOST_EXTRA_TOKENS = 8  # class, distillation and register tokens
 _NORMS = ("LayerNorm", "RMSNorm")
@@ -244,12 +252,23 @@ def _chosen_on_graph(model: Adapter, survey: Survey) -> LayerChoice:
     return LayerChoice(last.name, _reason(last))
 
 
+def named_in_file(model: Adapter) -> dict[str, GraphLayer]:
+    """Return the layers of a file by names that fetch their values.
+
+    A tensor may bear the name of another layer; then the layer goes by its own tensor's name.
+    """
+    layers = [layer for layer in model.graph if not layer.is_port]
+    return {
+        one.name if model.in_form(one.name)[0] == one.tensor else one.tensor: one for one in layers
+    }
+
+
 def _items(model: Adapter, survey: Survey) -> Iterator[_Item]:
     """Yield the layers as the graph shows them, those of the network's code where there are."""
     names = {layer.name: layer for layer in model.layers}
     own = [(n, one.kind, one.container) for n, one in names.items()]
     if not model.form.calls:  # a file: its nodes fold into layers
-        own = [(one.name, one.kind, False) for one in model.graph if not one.is_port]
+        own = [(name, one.kind, False) for name, one in named_in_file(model).items()]
     for name, kind, container in own:
         tensor = model.in_form(name)[0]
         found = survey.placement(tensor)
