@@ -228,14 +228,7 @@ class Compilation:
         t, grid, placement = self.t, self._grid(layer), self._placement(layer)
         value, shape = self.values[self.adapter.tensor(layer)], self._layer_shape(layer)
         near = formula.neighbourhoods(grid)  # (P, *grid)
-        cells = [shape[axis] or 1 for axis in placement.positions]
-        masks = np.ones((len(near), int(np.prod(cells))), np.float32)
-        taken = slice(None) if placement.take is None else list(placement.take)
-        masks[:, taken] = near.reshape(len(near), -1)  # what is on no grid stays
-        axes = [*placement.positions]
-        axes += [axis for axis in range(len(shape)) if axis not in axes]
-        masks = masks.reshape(len(near), *cells, *[1] * (len(shape) - len(cells)))
-        masks = masks.transpose(0, *(axis + 1 for axis in _inverse(axes)))
+        masks = placement.over(near, [size or 1 for size in shape])[:, None]  # (P, 1, ...)
         if to_own := self.adapter.in_form(layer)[1]:
             masks = masks.transpose(0, *(axis + 1 for axis in to_own))
         masks = masks.astype((value.dtype or ir.DataType.FLOAT).numpy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -38,6 +39,17 @@ class Placement:
         if self.take is not None:
             flat = flat[:, :, list(self.take)]
         return flat.reshape(*flat.shape[:2], *self.grid)
+
+    def over(self, masks: NDArray[np.float32], shape: Sequence[int]) -> NDArray[np.float32]:
+        """Lay masks `(P, *grid)` over values of that shape: `(P, ...)`, one off the grid."""
+        cells = [shape[axis] for axis in self.positions]
+        laid = np.ones((len(masks), math.prod(cells)), np.float32)
+        laid[:, slice(None) if self.take is None else list(self.take)] = masks.reshape(
+            len(masks), -1
+        )
+        axes = [*self.positions, *(a for a in range(1, len(shape)) if a not in self.positions)]
+        laid = laid.reshape(len(masks), *cells, *[1] * (len(axes) - len(cells)))
+        return laid.transpose(0, *(axis + 1 for axis in np.argsort(axes)))
 
     @property
     def is_plain(self) -> bool:

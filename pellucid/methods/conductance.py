@@ -69,7 +69,7 @@ def layer_conductance(
             totals[place] = totals[place] + pieces.sum(axis=0)
     maps = []
     for layer, total in zip(layers, totals, strict=True):
-        (grid,) = as_grid(model, layer, np.asarray(total, np.float32))
+        (grid,) = as_grid(model, layer, np.asarray(total, np.float32), size=start.shape[2:])
         cam = grid.sum(axis=1)
         maps.append(np.maximum(cam, 0) if relu else cam)
     return maps

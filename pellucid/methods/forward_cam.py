@@ -15,9 +15,10 @@ from scipy.ndimage import zoom
 
 from pellucid.adapters.base import Adapter, Array, Batch
 from pellucid.errors import MethodError
+from pellucid.graph.placement import Placement
 from pellucid.images import resize_map
 from pellucid.methods.batching import MEMORY, chunks, rows_within
-from pellucid.methods.layer_choice import as_grid
+from pellucid.methods.layer_choice import as_grid, placement_of
 from pellucid.methods.objective import Objective
 
 __all__ = ["ablation_cam", "recipro_cam", "score_cam"]
@@ -70,7 +71,7 @@ def score_cam(
     rows = rows_within(model, inputs[0], memory)
     maps = []
     for layer in layers:
-        (activation,) = as_grid(model, layer, values[layer])
+        (activation,) = as_grid(model, layer, values[layer], size=inputs[0].shape[2:])
         made = []
         for index, all_channels in enumerate(activation):
             image = [array[index : index + 1] for array in inputs]
@@ -161,8 +162,8 @@ def ablation_cam(
     """
 
     def mapped(ask: _Question, own: Array) -> Array:
-        (grid,) = as_grid(model, ask.layer, own)  # (1, C, h, w)
-        axis = 1 if own.ndim == grid.ndim else own.ndim - 1  # tokens have their channels last
+        placement = ask.placement(own)
+        axis, grid = placement.channels, placement.on_grid(own)  # (1, C, h, w)
         per_channel = np.moveaxis(own, axis, 1).reshape(grid.shape[1], -1)
         live = np.flatnonzero(per_channel.any(axis=1))  # to ablate the others changes nothing
 
@@ -208,19 +209,14 @@ def recipro_cam(
     """
 
     def mapped(ask: _Question, own: Array) -> Array:
-        (grid,) = as_grid(model, ask.layer, own)
-        masks = _neighbourhoods(grid.shape[2:])  # (P, h, w)
+        placement = ask.placement(own)
+        masks = _neighbourhoods(placement.grid)  # (P, h, w)
 
         def near(some: slice) -> Array:
-            mask = masks[some]
-            if own.ndim == grid.ndim:
-                return own * mask[:, None]
-            cells = mask.reshape(len(mask), -1)  # (P, T) of the tokens (1, T, C)
-            others = np.ones((len(mask), own.shape[1] - cells.shape[1]), np.float32)
-            return np.asarray(own * np.concatenate([others, cells], axis=1)[:, :, None])
+            return np.asarray(own * placement.over(masks[some], own.shape))
 
         scores = ask.scores(near, len(masks))
-        return np.asarray(scores - scores.min()).reshape(grid.shape[2:])
+        return np.asarray(scores - scores.min()).reshape(placement.grid)
 
     return _by_image(model, x, objective, layers, memory, mapped)
 
@@ -249,6 +245,10 @@ class _Question:
     index: int
     layer: str
     rows: int
+
+    def placement(self, own: Array) -> Placement:
+        """Say how the layer's values lie on the image."""
+        return placement_of(self.model, self.layer, own.shape, self.image[0].shape[2:])
 
     def scores(self, variants: Callable[[slice], Array], count: int) -> Array:
         """Return the score of `count` variants of the layer, made by slices, `(count,)`."""

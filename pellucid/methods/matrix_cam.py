@@ -50,7 +50,8 @@ def eigen_cam(
     """
     values = model.run(x, (*objective.fetch, *layers))
     objective(values)
-    grids = [as_grid(model, layer, values[layer])[0] for layer in layers]
+    size = model.batch(x)[0].shape[2:]
+    grids = [as_grid(model, layer, values[layer], size=size)[0] for layer in layers]
     return [_projections(grid, relu, centred) for grid in grids]
 
 
@@ -82,9 +83,10 @@ def eigengrad_cam(
     """
     fetch = (*objective.fetch, *layers)
     values, gradients = model.pullback(x, objective, layers, fetch=fetch)
+    size = model.batch(x)[0].shape[2:]
     maps = []
     for layer in layers:
-        activation, gradient = as_grid(model, layer, values[layer], gradients[layer])
+        activation, gradient = as_grid(model, layer, values[layer], gradients[layer], size=size)
         maps.append(_projections(gradient * activation, relu, centred))
     return maps
 
