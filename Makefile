@@ -29,6 +29,7 @@ tests: $(INSTALLED) $(NODE)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.grad_cam
+	$(BIN)/python -m benchmarks.compiled
 
 $(INSTALLED): pyproject.toml $(wildcard requirements/*.txt)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
