@@ -30,6 +30,7 @@ tests: $(INSTALLED) $(NODE) $(BROWSER)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.grad_cam
+	$(BIN)/python -m benchmarks.compiled
 
 # The cases of tests/conformance against the other libraries; writes docs/conformance.md.
 conformance: $(INSTALLED)

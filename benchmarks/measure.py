@@ -17,7 +17,17 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Contender", "Ratio", "added_memory", "alternated", "cores", "in_subprocess", "machine"]
+__all__ = [
+    "Contender",
+    "Ratio",
+    "added_memory",
+    "alternated",
+    "cores",
+    "in_subprocess",
+    "limited",
+    "machine",
+    "ratio",
+]
 
 Contender = Callable[[], object]
 
@@ -59,10 +69,11 @@ def alternated(
             contenders[name]()
             seconds[name].append(time.perf_counter() - began)
     baseline = np.array(next(iter(seconds.values())))
-    return {name: _ratio(np.array(taken), baseline) for name, taken in seconds.items()}
+    return {name: ratio(np.array(taken), baseline) for name, taken in seconds.items()}
 
 
-def _ratio(taken: np.ndarray, baseline: np.ndarray) -> Ratio:
+def ratio(taken: np.ndarray, baseline: np.ndarray) -> Ratio:
+    """Compare seconds per round with those of the baseline in the same rounds."""
     low, median, high = np.quantile(taken / baseline, (0.25, 0.5, 0.75))
     best = taken.min() / baseline.min()
     return Ratio(float(median), float(low), float(high), float(best), float(taken.min()))
@@ -86,11 +97,9 @@ def _peak() -> float:
 
 def in_subprocess(module: str, *arguments: str) -> Any:
     """Run a module of this folder in a fresh process and return the JSON that it prints last."""
-    limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(cores()))
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
-        cwd=Path(__file__).parent.parent,
-        env={**os.environ, **limits, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"},
+        **limited(),
         capture_output=True,
         text=True,
         check=False,
@@ -98,6 +107,13 @@ def in_subprocess(module: str, *arguments: str) -> Any:
     if done.returncode:
         raise RuntimeError(f"{module} {' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def limited() -> dict[str, Any]:
+    """Return the folder and the environment of a process that is to be measured."""
+    limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(cores()))
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
+    return {"cwd": Path(__file__).parent.parent, "env": {**os.environ, **limits, **quiet}}
 
 
 def cores() -> int:

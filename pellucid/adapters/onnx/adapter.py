@@ -233,9 +233,10 @@ class OnnxAdapter(Adapter):
         for name, array in replace.items():
             tensor = self.tensor(name)
             shape = self._shapes.get(tensor)
-            if shape and not fits(array, (None, *shape[1:])):
+            own = self._in_own(name, array)
+            if shape and not fits(own, (None, *shape[1:])):
                 raise misfit(name, array, shape)
-            values[tensor] = self._in_own(name, array)
+            values[tensor] = own
         return values
 
     def _in_own(self, name: str, array: Array) -> Array:
