@@ -235,7 +235,8 @@ class OnnxAdapter(Adapter):
             shape = self._shapes.get(tensor)
             own = self._in_own(name, array)
             if shape and not fits(own, (None, *shape[1:])):
-                raise misfit(name, array, shape)
+                order = np.argsort(self.in_form(name)[1]) if len(shape) == array.ndim else ()
+                raise misfit(name, array, [shape[axis] for axis in order] or shape)
             values[tensor] = own
         return values
 
