@@ -144,9 +144,10 @@ def run(arguments: Namespace) -> None:
     _check_colormap(arguments.colormap)
     for image in images:
         _check_image(image)
+    terminal = terminal_of_stderr()
     if method_named(arguments.method).perturbs:
-        options.setdefault("progress", terminal_of_stderr())
-    with talk_aside(), showing_progress():
+        options.setdefault("progress", terminal)
+    with talk_aside(), showing_progress(terminal):
         adapter = open_model(arguments, preprocess, labels)
         explanations: list[Explanation] = explain(  # type: ignore[assignment]
             adapter,

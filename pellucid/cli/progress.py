@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, TextIO
 
 __all__ = ["showing_progress"]
 
@@ -14,9 +13,9 @@ _PATIENCE = 2.0  # seconds without a bar
 
 
 @contextmanager
-def showing_progress() -> Iterator[None]:
+def showing_progress(terminal: TextIO | Literal[False]) -> Iterator[None]:
     """Show how far the passes through the network are, with the time left."""
-    if not sys.stderr.isatty():
+    if not terminal:
         yield
         return
     from rich.console import Console
@@ -24,7 +23,7 @@ def showing_progress() -> Iterator[None]:
 
     from pellucid.methods.batching import watched
 
-    bar = Progress(console=Console(stderr=True), transient=True)
+    bar = Progress(console=Console(file=terminal), transient=True)
     began, task = time.monotonic(), bar.add_task("explaining", total=None)
     shown: list[Any] = []
 
