@@ -133,6 +133,11 @@ def placement_of(
     if survey is not None:
         tensor, to_own = model.in_form(name)
         found = survey.placement(tensor)
+        if found is None and survey.follows(tensor):
+            if rank > 3 and model.knows_channels:
+                return plain
+            tensor, to_own = _alike(model, survey, name)
+            found = survey.placement(tensor)
         if found is not None:
             cells = [shape[axis] for axis in in_layout(found, to_own).positions]
             return in_layout(_at_size(survey, tensor, name, cells, size), to_own)
@@ -150,6 +155,20 @@ def placement_of(
             f"The {layer.shape[1]} tokens of layer {name!r} fit no grid of this model."
         )
     return _behind(shape[1], grid)
+
+
+def _alike(model: Adapter, survey: Survey, name: str) -> tuple[str, tuple[int, ...]]:
+    """Find tokens as many and as wide as those of a layer, of which it is known where they lie.
+
+    Attention written as sums of products hides it; what it is added to tells.
+    """
+    own = next((layer for layer in model.layers if layer.name == name), None)
+    for layer in model.layers if own is not None and own.layout == "tokens" else ():
+        if own is not None and layer.shape[1:] == own.shape[1:]:
+            other = model.in_form(layer.name)
+            if survey.placement(other[0]) is not None:
+                return other
+    return model.in_form(name)
 
 
 def gradient_energy(

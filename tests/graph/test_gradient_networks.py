@@ -309,7 +309,7 @@ def test_unknown_names_are_errors_that_offer_others() -> None:
         differentiate(model, ["output"], ["inpt"])
     with pytest.raises(LayerError, match="is a parameter"):
         differentiate(model, ["output"], ["0.weight"])
-    with pytest.raises(InputError, match="no rectifier rule"):
+    with pytest.raises(InputError, match="is no rule: exact, guided"):
         differentiate(model, ["output"], ["input"], relu="bent")  # type: ignore[arg-type]
 
 

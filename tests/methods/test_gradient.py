@@ -146,9 +146,10 @@ def test_every_method_gives_the_same_in_pytorch_keras_and_onnx(name, method):
     for one, *others in zip(*results, strict=True):
         scale = np.abs(one.attribution).max()
         assert scale > 0
+        rounding = 4 * np.finfo(np.float32).eps if found.perturbs else 0  # of the scores' falls
         for other in others:
             assert one.attribution.shape == other.attribution.shape
-            assert np.abs(one.attribution - other.attribution).max() <= 2e-5 * scale
+            assert np.abs(one.attribution - other.attribution).max() <= 2e-5 * scale + rounding
             np.testing.assert_allclose(one.heatmap, other.heatmap, atol=1e-3)
             assert one.score == pytest.approx(other.score, rel=1e-4, abs=1e-5)
 
