@@ -51,7 +51,7 @@ def in_onnxruntime(n: int, only: str | None = None) -> dict[str, Contender]:
     import torch
 
     from benchmarks.networks import torch_resnet50
-    from pellucid.compiling import compile_explainer
+    from pellucid.compiling.compile import compile_explainer
     from pellucid.graph.runtime import session
 
     file = io.BytesIO()

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from pellucid.adapters.base import Adapter as Adapter
     from pellucid.adapters.load import load as load
     from pellucid.candidates import layers as layers
-    from pellucid.compiled import load_explainer as load_explainer
-    from pellucid.compiling import compile_explainer
+    from pellucid.compiling.compile import compile_explainer
+    from pellucid.compiling.compiled import load_explainer as load_explainer
     from pellucid.explainer import explain as explain
     from pellucid.explanation import Explanation as Explanation
     from pellucid.images import Preprocess as Preprocess
@@ -40,11 +40,11 @@ _HOME = {
     "Explanation": "pellucid.explanation",
     "Preprocess": "pellucid.images",
     "Region": "pellucid.methods.targets",
-    "compile": "pellucid.compiling",
+    "compile": "pellucid.compiling.compile",
     "explain": "pellucid.explainer",
     "layers": "pellucid.candidates",
     "load": "pellucid.adapters.load",
-    "load_explainer": "pellucid.compiled",
+    "load_explainer": "pellucid.compiling.compiled",
     "measure": "pellucid.measuring",
 }
 _OWN_NAME = {"compile": "compile_explainer"}  # where it does not hide the builtin

@@ -14,7 +14,7 @@ from PIL import Image
 
 import pellucid
 from pellucid.cli import main
-from pellucid.compiling import CAMS, COMPILED, DEFAULTS, SIGNED
+from pellucid.compiling.compile import CAMS, COMPILED, DEFAULTS, SIGNED
 from pellucid.errors import (
     InputError,
     LayerError,

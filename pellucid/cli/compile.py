@@ -101,7 +101,7 @@ def run(arguments: Namespace) -> None:
     target = read_name(arguments.target)
     assert target is not None  # it has a default
     with talk_aside():
-        from pellucid.compiling import compile_explainer
+        from pellucid.compiling.compile import compile_explainer
 
         explainer = compile_explainer(
             open_model(arguments, preprocess, labels),

@@ -253,9 +253,7 @@ def test_an_operator_without_a_rule_is_named_with_the_next_layer_that_can_be_exp
     rois = np.array([[0, 0, 0, 15, 15], [1, 0, 0, 15, 15]], np.float32)
     model.graph.initializer.append(onnx.numpy_helper.from_array(rois, "rois"))
     model, x = OnnxAdapter(model), batch(2)
-    with pytest.raises(
-        UnsupportedError, match=r"RoiPool \(node 'odd pool'.*tensor 'c2'"
-    ) as error:
+    with pytest.raises(UnsupportedError, match=r"RoiPool \(node 'odd pool'.*tensor 'c2'") as error:
         model.pullback(x, at_logits, ["input"])
     assert "\n" not in str(error.value)
     _, gradients = model.pullback(x, at_logits, ["c2"])  # as the message says

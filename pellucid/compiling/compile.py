@@ -18,8 +18,8 @@ import onnx_ir as ir
 
 from pellucid.adapters.onnx.adapter import OnnxAdapter
 from pellucid.adapters.onnx.exported import exported
-from pellucid.compilation import FORWARD_CAMS, GRADIENT_CAMS, Compilation
-from pellucid.compiled import CompiledExplainer
+from pellucid.compiling.compilation import FORWARD_CAMS, GRADIENT_CAMS, Compilation
+from pellucid.compiling.compiled import CompiledExplainer
 from pellucid.errors import InputError, MethodError, UnsupportedError, nearest
 from pellucid.explainer import adapter_of
 from pellucid.labels import find_label

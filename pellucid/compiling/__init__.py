@@ -1,0 +1,1 @@
+"""Explanations as ONNX files: written beside the network that they explain, run anywhere."""
