@@ -12,7 +12,7 @@ __all__ = ["POOLING", "kind_of", "layout_of"]
 
 from typing import Literal
 
-_DIMENSIONS = re.compile(r"^(.*?)_?([123])[dD]$")
+_DIMENSIONS = re.compile(r"^(.*?)_?([123])[dD](Transpose)?$")
 
 # Framework spelling (dimension suffix removed, lower case) -> kind (without suffix).
 _KINDS = {
@@ -78,7 +78,7 @@ def kind_of(name: str, dimensions: int | None = None) -> str:
     dimensions : number of spatial axes, where the name does not say it ("Conv" in ONNX).
     """
     match = _DIMENSIONS.match(name)
-    stem, found = (match[1], match[2]) if match else (name, "")
+    stem, found = (match[1] + (match[3] or ""), match[2]) if match else (name, "")
     kind = _KINDS.get(stem.replace("_", "").lower())
     if kind is None:
         return name
