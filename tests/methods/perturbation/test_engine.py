@@ -78,7 +78,11 @@ def test_a_colour_goes_through_the_preprocessing():
     asked = []
     original = model._run
     model._run = lambda x, *rest: asked.append(x[0].copy()) or original(x, *rest)
-    pellucid.explain(model, picture, "lime", num_samples=8, replacement=(255, 0, 51))
+    colour = {
+        "replacement": (255, 0, 51),
+        "engine": "native",
+    }  # auto takes an export, if there is one
+    pellucid.explain(model, picture, "lime", num_samples=8, **colour)
     red = (np.array([1.0, 0.0, 0.2]) - (0.2, 0.3, 0.4)) / (0.5, 0.6, 0.7)
     hidden = np.abs(asked[-1] - red[:, None, None]).max(axis=1) < 1e-5  # (n, h, w)
     assert 0.2 < hidden.mean() < 0.8
