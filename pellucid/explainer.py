@@ -116,6 +116,8 @@ def explain(
     if like is not None and "relu" in found.parameters:
         keywords = {"relu": style.relu, **keywords}
     keywords = {**found.like.get(like or "paper", {}), **keywords}
+    if found.onnx and engine == "native" and adapter.engine != "onnx":
+        raise MethodError(f"{method} runs on the ONNX engine alone: leave engine= out.")
     prepared = adapter.prepare(images)
     adapter, chosen = engine_for(adapter, "onnx" if found.onnx else engine or "native")
     objective = Objective(adapter, target, space)

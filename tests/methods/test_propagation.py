@@ -212,6 +212,8 @@ def test_pytorch_models_go_through_their_onnx_form_and_stay_what_they_are():
     (one, _) = pellucid.explain(network, x, "deeplift", target=2)
     assert one.provenance["engine"] == "onnx"
     assert abs(one.details["convergence_delta"]) < 1e-5 * np.abs(one.attribution).sum()
+    with pytest.raises(MethodError, match="deeplift runs on the ONNX engine alone"):
+        pellucid.explain(network, x, "deeplift", target=2, engine="native")
     with pytest.raises(UnsupportedError, match="a rule of the ONNX engine"):
         deep_lift(TorchAdapter(network), x, Objective(TorchAdapter(network), 1))
 
