@@ -11,6 +11,7 @@ from pellucid.adapters.base import Adapter, Array
 from pellucid.errors import InputError, nearest
 from pellucid.graph.drawing.paint import Paint
 from pellucid.graph.measuring import layer_times, layer_values
+from pellucid.methods import layer_choice
 from pellucid.methods.objective import Objective
 
 __all__ = ["MEASURES", "dead_channels", "gradient_energy", "mean_activation", "measure", "time"]
@@ -79,9 +80,7 @@ def gradient_energy(model: Adapter, x: Batches, target: Any = None) -> Numbers:
     """
     known = {layer.name for layer in model.layers}
     names = [x.name for x in model.graph.layers if x.name in known and not x.is_port]
-    objective = Objective(model, target)
-    _, gradients = model.pullback(x, objective, names, fetch=objective.fetch)
-    return {n: float(np.square(g, dtype=np.float64).sum()) / len(g) for n, g in gradients.items()}
+    return layer_choice.gradient_energy(model, x, Objective(model, target), names)
 
 
 class _Measure(NamedTuple):

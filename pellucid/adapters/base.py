@@ -14,7 +14,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -39,6 +40,7 @@ __all__ = [
     "Rectifier",
     "Seed",
     "fits",
+    "installed",
     "misfit",
     "normalised_moments",
     "numbered",
@@ -613,6 +615,15 @@ def misfit(name: str, replacement: Array, shape: Sequence[int | None]) -> InputE
         f"Layer {name!r} has values of shape ({', '.join(map(str, shown))}), channels first; those "
         f"to replace it have shape {replacement.shape}."
     )
+
+
+@cache
+def installed(package: str) -> str:
+    """Return the version of an installed package, which takes a file to read; empty for none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def fits(replacement: Array, shape: Sequence[int | None]) -> bool:

@@ -17,7 +17,7 @@ from pellucid.errors import LayerError, MethodError, UnsupportedError
 from pellucid.graph import explanations as formula
 from pellucid.graph.gradient import differentiate, walk
 from pellucid.graph.loops import average_over_points, score_near
-from pellucid.graph.placement import Placement
+from pellucid.graph.placement import Placement, neighbourhoods
 from pellucid.graph.prepare import fold, infer, prepare
 from pellucid.graph.tape import Tape
 from pellucid.methods.layer_choice import placement_of
@@ -227,7 +227,7 @@ class Compilation:
         """Score the network on each neighbourhood of a layer (Byun and Lee, 2209.14074)."""
         t, grid, placement = self.t, self._grid(layer), self._placement(layer)
         value, shape = self.values[self.adapter.tensor(layer)], self._layer_shape(layer)
-        near = formula.neighbourhoods(grid)  # (P, *grid)
+        near = neighbourhoods(grid)  # (P, *grid)
         masks = placement.over(near, [size or 1 for size in shape])[:, None]  # (P, 1, ...)
         if to_own := self.adapter.in_form(layer)[1]:
             masks = masks.transpose(0, *(axis + 1 for axis in to_own))

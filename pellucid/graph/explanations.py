@@ -6,11 +6,8 @@ where the graph leaves them open, the spatial sizes stay dynamic.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from pellucid.graph.placement import Placement
 from pellucid.graph.tape import Tape, dims
@@ -19,7 +16,6 @@ __all__ = [
     "class_activation",
     "eigen_projection",
     "heatmap",
-    "neighbourhoods",
     "on_grid",
     "one_hot",
     "pixel_heatmap",
@@ -153,15 +149,6 @@ def _over_largest(t: Tape, matrix: ir.Value) -> ir.Value:
 def _over_length(t: Tape, vector: ir.Value) -> ir.Value:
     length = t.ReduceL2(vector, [1], keepdims=1)
     return t.Div(vector, t.Where(t.Greater(length, 0.0), length, 1.0))
-
-
-def neighbourhoods(grid: Sequence[int]) -> NDArray[np.float32]:
-    """Kernel of three cells per axis around each position of a grid, (P, *grid)."""
-    masks: NDArray[np.float64] = np.ones((1, 1))
-    for n in grid:
-        near = np.eye(n) / 2 + (np.eye(n, k=1) + np.eye(n, k=-1)) / 4
-        masks = np.asarray(np.kron(masks, near), np.float64)
-    return masks.astype(np.float32).reshape(-1, *grid)
 
 
 def scaled(t: Tape, values: ir.Value, rank: int) -> ir.Value:

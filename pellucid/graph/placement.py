@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Placement", "ReceptiveField", "in_layout"]
+__all__ = ["Placement", "ReceptiveField", "in_layout", "neighbourhoods"]
 
 
 @dataclass(frozen=True)
@@ -95,3 +95,15 @@ def in_layout(placement: Placement, to_own: Sequence[int]) -> Placement:
         channels=to_own[placement.channels],
         positions=tuple(to_own[axis] for axis in placement.positions),
     )
+
+
+def neighbourhoods(grid: Sequence[int]) -> NDArray[np.float32]:
+    """Kernel of three cells per axis around each position of a grid, `(P, *grid)`.
+
+    1/4, 1/2, 1/4 along each axis, so 1/16, 1/8, 1/4 in two.
+    """
+    masks: NDArray[np.float64] = np.ones((1, 1))
+    for n in grid:
+        near = np.eye(n) / 2 + (np.eye(n, k=1) + np.eye(n, k=-1)) / 4
+        masks = np.asarray(np.kron(masks, near), np.float64)
+    return masks.astype(np.float32).reshape(-1, *grid)

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 from scipy.ndimage import zoom
 
 from pellucid.adapters.base import Adapter, Array, Batch
 from pellucid.errors import MethodError
-from pellucid.graph.placement import Placement
+from pellucid.graph.placement import Placement, neighbourhoods
 from pellucid.images import resize_map
 from pellucid.methods.batching import MEMORY, chunks, rows_within
 from pellucid.methods.layer_choice import as_grid, placement_of
 from pellucid.methods.objective import Objective
 
 __all__ = ["ablation_cam", "recipro_cam", "score_cam"]
-
-_KERNEL = np.array([1, 2, 1], np.float32) / 4  # its outer products: 1/16, 1/8, 1/4 in two axes
 
 
 def score_cam(
@@ -210,7 +207,7 @@ def recipro_cam(
 
     def mapped(ask: _Question, own: Array) -> Array:
         placement = ask.placement(own)
-        masks = _neighbourhoods(placement.grid)  # (P, h, w)
+        masks = neighbourhoods(placement.grid)  # (P, h, w)
 
         def near(some: slice) -> Array:
             return np.asarray(own * placement.over(masks[some], own.shape))
@@ -219,20 +216,6 @@ def recipro_cam(
         return np.asarray(scores - scores.min()).reshape(placement.grid)
 
     return _by_image(model, x, objective, layers, memory, mapped)
-
-
-def _neighbourhoods(grid: Sequence[int]) -> Array:
-    """Return the kernel around each position of a grid, `(P, *grid)`."""
-    axes = []
-    for size in grid:
-        near = np.zeros((size, size + 2), np.float32)
-        for position in range(size):
-            near[position, position : position + 3] = _KERNEL
-        axes.append(near[:, 1:-1])
-    whole = reduce(np.multiply.outer, axes)  # (h, h', w, w', ...)
-    order = [*range(0, whole.ndim, 2), *range(1, whole.ndim, 2)]
-    masks: Array = whole.transpose(order).reshape(-1, *grid)
-    return masks
 
 
 @dataclass(frozen=True)

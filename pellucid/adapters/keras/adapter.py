@@ -27,6 +27,7 @@ from pellucid.adapters.base import (
     Rectifier,
     Seed,
     fits,
+    installed,
     misfit,
     normalised_moments,
     numbered,
@@ -261,13 +262,7 @@ class KerasAdapter(Adapter):
     @property
     def form_key(self) -> tuple[str, ...]:
         """All that the ONNX form follows from: versions and the shapes of the inputs too."""
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            converter = version("tf2onnx")
-        except PackageNotFoundError:
-            converter = ""
-        return (*super().form_key, str(self._described_shapes), converter)
+        return (*super().form_key, str(self._described_shapes), installed("tf2onnx"))
 
     def _export(self) -> OnnxForm:
         from pellucid.adapters.keras.export import MarkingRecorder, export_trace

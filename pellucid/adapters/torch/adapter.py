@@ -22,6 +22,7 @@ from pellucid.adapters.base import (
     Port,
     Rectifier,
     Seed,
+    installed,
     normalised_moments,
     numbered,
 )
@@ -215,9 +216,7 @@ class TorchAdapter(Adapter):
     @property
     def form_key(self) -> tuple[str, ...]:
         """All that the ONNX form follows from: versions and the shapes of the inputs too."""
-        from importlib.metadata import version
-
-        architecture = (*super().form_key, self._code, version("onnxscript"))
+        architecture = (*super().form_key, self._code, installed("onnxscript"))
         return (*architecture, str(self._shapes(architecture)))
 
     def _shapes(self, architecture: tuple[str, ...]) -> Any:
