@@ -170,12 +170,12 @@ class CamStyle:
     ----------
     relu : whether negative values are cut off.
     finish : from maps of several layers and the size of the network's input to the array.
-    layer : the layer that the library takes when none is named.
+    layer : the layer that the library takes when none is named, by the outputs in the score.
     """
 
     relu: bool
     finish: Callable[[Sequence[Array], Sequence[int]], Array]
-    layer: Callable[[Adapter], LayerChoice] = choose_layer
+    layer: Callable[[Adapter, Sequence[str]], LayerChoice] = choose_layer
 
 
 def mean_of_layers(maps: Sequence[Array], size: Sequence[int]) -> Array:
@@ -222,7 +222,7 @@ def _as_tf_keras_vis(maps: Sequence[Array], size: Sequence[int]) -> Array:
     return np.asarray(shifted / (spread + 1e-7), np.float32)
 
 
-def _last_convolution(model: Adapter) -> LayerChoice:
+def _last_convolution(model: Adapter, _outputs: Sequence[str]) -> LayerChoice:
     for layer in reversed(model.layers):
         if layer.kind in ("Conv1D", "Conv2D", "Conv3D"):  # it passes over other convolutions
             return LayerChoice(layer.name, "the last convolution, which tf-keras-vis takes")

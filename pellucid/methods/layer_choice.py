@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pellucid.adapters.base import Adapter, Array, Batch, Layer
+from pellucid.adapters.base import Adapter, Array, Batch, Layer, Port
 from pellucid.errors import LayerError, UnsupportedError
 from pellucid.graph.kinds import POOLING
 from pellucid.graph.placement import Placement, in_layout
@@ -71,21 +71,26 @@ class _Item:
     tokens: bool = False
 
 
-def choose_layer(model: Adapter) -> LayerChoice:
+def choose_layer(model: Adapter, outputs: Sequence[str] = ()) -> LayerChoice:
     """Pick the last layer with a grid before the head, all positions of which reach the score.
 
     Of a residual network that is the output of the last block, not the convolution inside it.
     Of a transformer with a class token it is the input of the last attention, since after it
     only the class token reaches the score; of one that averages its tokens, the last of them.
 
+    Parameters
+    ----------
+    outputs : what the score is made of; the first one where that is not said.
+
     Raises
     ------
     LayerError : no layer has a spatial grid.
     """
+    ends = [port for port in model.outputs if port.name in outputs] or [model.outputs[0]]
     survey = _survey(model)
     if survey is None:
-        return _chosen_by_shapes(model)
-    return _chosen_on_graph(model, survey)
+        return _chosen_by_shapes(model, ends)
+    return _chosen_on_graph(model, survey, ends)
 
 
 def as_grid(
@@ -253,9 +258,9 @@ def _settled(model: Adapter) -> bool:
     return True
 
 
-def _chosen_on_graph(model: Adapter, survey: Survey) -> LayerChoice:
-    results = [model.in_form(model.outputs[0].name)[0]]
-    gridded = [item for item in _before_head(list(_items(model, survey)), model) if item.tensor]
+def _chosen_on_graph(model: Adapter, survey: Survey, ends: Sequence[Port]) -> LayerChoice:
+    results = [model.in_form(port.name)[0] for port in ends]
+    gridded = [item for item in _before_head(list(_items(model, survey)), ends) if item.tensor]
     if not gridded:
         raise _no_grid()
     last = gridded[-1]
@@ -304,12 +309,12 @@ def _items(model: Adapter, survey: Survey) -> Iterator[_Item]:
 # ---- by shapes ------------------------------------------------------------------------------
 
 
-def _chosen_by_shapes(model: Adapter) -> LayerChoice:
+def _chosen_by_shapes(model: Adapter, ends: Sequence[Port]) -> LayerChoice:
     layers = list(model.layers)
     if tokens := _last_mixed_tokens(layers):
         item = replace(_plain_item(tokens), grid=_token_grid(layers, tokens))
         return LayerChoice(tokens.name, _mixed_reason(item))
-    found = _before_head([_plain_item(layer) for layer in layers], model)
+    found = _before_head([_plain_item(layer) for layer in layers], ends)
     if not found:
         raise _no_grid()
     return LayerChoice(found[-1].name, _reason(found[-1]))
@@ -320,10 +325,10 @@ def _plain_item(layer: Layer) -> _Item:
     return _Item(layer.name, layer.kind, channels, layer.grid, layer.container)
 
 
-def _before_head(items: Sequence[_Item], model: Adapter) -> list[_Item]:
-    """Return the layers with a grid that come before a dense output and before final pooling."""
-    kept, output = list(items), model.outputs[0].shape
-    while kept and len(output) > 2 and kept[-1].channels == output[1]:
+def _before_head(items: Sequence[_Item], ends: Sequence[Port]) -> list[_Item]:
+    """Return the layers with a grid that come before dense outputs and before final pooling."""
+    kept, dense = list(items), [port.shape[1] for port in ends if len(port.shape) > 2]
+    while kept and kept[-1].channels in dense:
         kept.pop()  # the dense output itself and what follows it
     last_leaf = ""
     found: list[_Item] = []
