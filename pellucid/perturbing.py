@@ -16,8 +16,8 @@ from pellucid.methods.batching import MEMORY
 from pellucid.methods.objective import Objective
 from pellucid.methods.perturbation.details import Finding
 from pellucid.methods.perturbation.lime import lime_of_package
-from pellucid.methods.perturbation.progress import progress_bar
 from pellucid.methods.perturbation.subject import Source, Subject
+from pellucid.methods.progress import progress_bar
 from pellucid.methods.registry import Method
 
 __all__ = ["COMMON", "Asking", "asked", "region_fields"]
@@ -79,7 +79,9 @@ def asked(
     ------
     KeyboardInterrupt : before there was anything to find.
     """
-    with progress_bar(asking.progress, asking.method.name, asking.total) as bar:
+    title, total = asking.method.name, asking.total
+    advice = "Ctrl-C keeps what is done"
+    with progress_bar(asking.progress, title, total, advice=advice) as bar:
         subject = Subject(
             adapter,
             prepared.batch,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from pellucid import __version__
 from pellucid.cli.model import MODEL_HELP, add_model_options, open_model, read_preprocess
 from pellucid.cli.parser import Parser, count
-from pellucid.cli.progress import showing_progress
 from pellucid.cli.quiet import talk_aside
 from pellucid.cli.target import add_target_options, read_target
 from pellucid.cli.terminal import item, plain, styled, table, terminal_of_stderr
@@ -131,6 +130,7 @@ def run(arguments: Namespace) -> None:
     """
     from pellucid.cli.outputs import planned
     from pellucid.explainer import explain
+    from pellucid.methods.progress import showing_passes
     from pellucid.methods.registry import method_named
 
     images = [Path(image).expanduser() for image in arguments.images]
@@ -147,7 +147,7 @@ def run(arguments: Namespace) -> None:
     terminal = terminal_of_stderr()
     if method_named(arguments.method).perturbs:
         options.setdefault("progress", terminal)
-    with talk_aside(), showing_progress(terminal):
+    with talk_aside(), showing_passes(terminal, "explaining"):
         adapter = open_model(arguments, preprocess, labels)
         explanations: list[Explanation] = explain(  # type: ignore[assignment]
             adapter,

@@ -25,9 +25,9 @@ from pellucid.methods.batching import MEMORY, rows_within
 from pellucid.methods.objective import Objective
 from pellucid.methods.perturbation.composing import Codes, Composer, HiddenSegments, digest
 from pellucid.methods.perturbation.details import Labels, Numbers
-from pellucid.methods.perturbation.progress import Bar, no_bar
 from pellucid.methods.perturbation.replacement import replacement
 from pellucid.methods.perturbation.segments import segmented
+from pellucid.methods.progress import Bar, no_bar
 
 __all__ = ["Source", "Subject", "forget"]
 

@@ -10,9 +10,9 @@ from skimage import data
 
 import pellucid
 from pellucid.errors import InputError, MethodError
-from pellucid.methods.perturbation.progress import progress_bar
 from pellucid.methods.perturbation.replacement import mean_of_segments, replacement
 from pellucid.methods.perturbation.segments import SEGMENTERS, segmented
+from pellucid.methods.progress import progress_bar
 from tests.methods.perturbation.scenes import SEGMENTS
 from tests.twins import TWINS
 
@@ -190,7 +190,7 @@ def test_a_bar_shows_on_a_terminal_only():
                 bar(1)
         return stream.getvalue()
 
-    import pellucid.methods.perturbation.progress as progress
+    import pellucid.methods.progress as progress
 
     before, progress._PATIENCE = progress._PATIENCE, -1.0
     try:
