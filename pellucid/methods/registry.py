@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from pellucid.errors import MethodError, nearest
@@ -51,8 +52,8 @@ class Method:
         default_factory=lambda: {"paper": {}, "captum": {}}
     )
 
-    @property
-    def parameters(self) -> dict[str, Any]:
+    @cached_property
+    def parameters(self) -> Mapping[str, Any]:
         """The options, with their defaults."""
         found = inspect.signature(self.function).parameters.values()
         return {p.name: p.default for p in found if p.kind is p.KEYWORD_ONLY}

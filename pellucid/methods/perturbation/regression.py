@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def ridge(
     inverse = np.linalg.pinv(gram, hermitian=True)
     slope = inverse @ (weighted.T @ y)
     residual = y - x @ slope
-    leverage = share + np.einsum("nk,kl,nl->n", weighted, inverse, x, optimize=True)
+    leverage = share + ((weighted @ inverse) * x).sum(axis=1)
     pulls = weighted * (residual / np.maximum(1 - leverage, 1e-6))[:, None]
     together = np.add.reduceat(pulls, np.arange(0, len(pulls), groups), axis=0)
     spread = float(weights @ y**2)
@@ -98,8 +99,7 @@ def top_certainty(fit: Fit, top: int, tolerance: float) -> tuple[float, float]:
     stability : rank correlation to expect between two independent answers.
     """
     weights, count = fit.weights, len(fit.weights)
-    normal = np.random.default_rng(_SEED).standard_normal((_DRAWS, len(fit.deviations)))
-    drawn = weights + normal @ fit.deviations  # (draws, K)
+    drawn = weights + _normal(len(fit.deviations)) @ fit.deviations  # (draws, K)
     order = np.argsort(-np.abs(weights), kind="stable")
     top = min(top, count - 1)
     size = np.abs(drawn)
@@ -111,3 +111,9 @@ def top_certainty(fit: Fit, top: int, tolerance: float) -> tuple[float, float]:
     products = (ranks[: _DRAWS // 2] * ranks[_DRAWS // 2 :]).sum(axis=1)
     stability = products / (count * (count**2 - 1) / 12)
     return float(certain.mean()), float(stability.mean())
+
+
+@lru_cache(maxsize=16)
+def _normal(count: int) -> Numbers:
+    """Draw the numbers, `(draws, count)`, that are the same for every fit."""
+    return np.random.default_rng(_SEED).standard_normal((_DRAWS, count))

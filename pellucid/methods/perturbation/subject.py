@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pellucid.adapters.base import Adapter, Array
 from pellucid.errors import MethodError
-from pellucid.methods.batching import MEMORY, rows_within
+from pellucid.methods.batching import MEMORY, prediction_rows
 from pellucid.methods.objective import Objective
 from pellucid.methods.perturbation.composing import Codes, Composer, HiddenSegments, digest
 from pellucid.methods.perturbation.details import Labels, Numbers
@@ -31,8 +31,8 @@ from pellucid.methods.progress import Bar, no_bar
 
 __all__ = ["Source", "Subject", "forget"]
 
-_ROWS = 32  # larger batches are no faster in any engine measured
 _KEPT_ROW = 4096  # numbers in a prediction that is kept
+_KEPT_CODE = 64  # bytes of a code that is kept as it is
 _KEPT = 64 * 2**20  # bytes of predictions that are kept for each image
 _STORES = 4  # images, or ways to perturb one, whose predictions are kept for each model
 
@@ -112,7 +112,7 @@ class Subject:
                 f"The score of the image itself is {self.score}: does the network return finite "
                 "values, and is the preprocessing right?"
             )
-        self.rows = model.fixed_batch or min(_ROWS, rows_within(model, self.inputs[0], memory))
+        self.rows = prediction_rows(model, self.inputs[0], memory)
         self.predictions, self.reused = 1, 0
         self.interrupted = False
 
@@ -185,7 +185,7 @@ class Subject:
         KeyboardInterrupt : Ctrl-C a second time.
         """
         answers = self._store(compose.key)
-        keys = [blake2b(code, digest_size=16).digest() for code in np.ascontiguousarray(codes)]
+        keys = _keys(codes)
         found: Numbers = np.full(len(codes), np.nan)
         new: list[int] = []
         first: dict[bytes, int] = {}
@@ -201,9 +201,8 @@ class Subject:
             for some, values in self._asked(codes, new, compose):
                 found[some] = self._scored(values)
                 self._remember(answers, [keys[index] for index in some], values)
-        for index, key in enumerate(keys):  # copies of copies asked in this very call
-            if np.isnan(found[index]) and key in first:
-                found[index] = found[first[key]]
+        for again in np.flatnonzero(np.isnan(found)):  # copies of copies asked in this very call
+            found[again] = found[first[keys[again]]]
         missing = np.isnan(found)
         answered = found[: missing.argmax()] if missing.any() else found
         self.predictions += len(answered)
@@ -275,3 +274,13 @@ class Subject:
             return
         for key, *row in zip(keys, *columns, strict=True):
             answers[key] = tuple(row)
+
+
+def _keys(codes: Codes) -> list[bytes]:
+    """Name codes by their bytes, or by a digest of those where they are many."""
+    rows = codes.reshape(len(codes), -1)
+    packed = np.packbits(rows, axis=1) if rows.dtype == np.bool_ else rows
+    names = [row.tobytes() for row in packed]
+    if packed[:1].nbytes <= _KEPT_CODE:
+        return names
+    return [blake2b(name, digest_size=16).digest() for name in names]

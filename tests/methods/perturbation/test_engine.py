@@ -10,9 +10,11 @@ from skimage import data
 
 import pellucid
 from pellucid.errors import InputError, MethodError
+from pellucid.methods.batching import chunks
+from pellucid.methods.perturbation.composing import HiddenSegments
 from pellucid.methods.perturbation.replacement import mean_of_segments, replacement
 from pellucid.methods.perturbation.segments import SEGMENTERS, segmented
-from pellucid.methods.progress import progress_bar
+from pellucid.methods.progress import progress_bar, showing_passes
 from tests.methods.perturbation.scenes import SEGMENTS
 from tests.twins import TWINS
 
@@ -179,11 +181,41 @@ def test_means_are_those_of_each_superpixel_and_channel():
     np.testing.assert_allclose(means[1], [[16 / 3, 16 / 3], [6, 16 / 3]])
 
 
-def test_a_bar_shows_on_a_terminal_only():
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_hidden_superpixels_show_the_replacement_bit_for_bit(channels_last):
+    rng = np.random.default_rng(0)
+    image, other = rng.standard_normal((2, 3, 8, 8), np.float32)
+    image[:, 0, :4] = other[:, 7, :4] = [np.nan, np.inf, -0.0, 1e-42]
+    labels = np.repeat(np.arange(8), 8).reshape(8, 8).astype(np.int32)
+    codes = rng.random((5, 8)) < 0.5
+    shape = (5, 8, 8, 3) if channels_last else (5, 3, 8, 8)
+    copies = np.full(shape, 7, np.float32)
+    copies = np.moveaxis(copies, -1, 1) if channels_last else copies
+    HiddenSegments(image, other, labels)(codes, copies)
+    for code, copy in zip(codes, copies, strict=True):
+        expected = np.where(code[labels], image, other)
+        assert np.ascontiguousarray(copy).tobytes() == expected.tobytes()
 
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_passes_show_on_a_terminal_only(monkeypatch):
+    monkeypatch.setattr("pellucid.methods.progress._PATIENCE", -1.0)
+
+    def shown(stream):
+        with showing_passes(stream, "explaining"):
+            for size in (2, 3):  # a method may go through the network in more than one sequence
+                list(chunks(6, size))
+        return stream.getvalue()
+
+    assert "6/6" in shown(Terminal())
+    assert shown(io.StringIO()) == ""
+
+
+def test_a_bar_shows_on_a_terminal_only():
     def steps(stream, show):
         with progress_bar(stream if show is None else show, "lime", 3) as bar:
             for _ in range(3):

@@ -271,9 +271,9 @@ def test_control_c_keeps_what_is_done():
         return linear(batch[:, ::4, ::4, 0].reshape(len(batch), 12))
 
     found = pellucid.explain(predict, image(), "lime", num_samples=400, **OPTIONS)
-    assert found.predictions == 65  # the image and two batches of 32
+    assert found.predictions == 129  # the image and two batches of 64
     np.testing.assert_allclose(found.weights, COEFFICIENTS, atol=1e-6)
-    assert any("Interrupted after 65 predictions" in note for note in found.notes)
+    assert any("Interrupted after 129 predictions" in note for note in found.notes)
 
 
 def test_control_c_before_anything_is_known_is_control_c():
@@ -296,10 +296,10 @@ def test_control_c_leaves_later_images_out():
         return linear(batch[:, ::4, ::4, 0].reshape(len(batch), 12))
 
     images = [image(seed=seed) for seed in range(4)]
-    found = pellucid.explain(predict, images, "lime", num_samples=64, **OPTIONS)
+    found = pellucid.explain(predict, images, "lime", num_samples=128, **OPTIONS)
     assert len(found) == 3
     assert [bool(one.notes) for one in found] == [False, False, True]
-    assert "Interrupted after 33" in found[2].notes[0]
+    assert "Interrupted after 65" in found[2].notes[0]
 
 
 def test_methods_with_gradients_say_why_a_function_will_not_do():
