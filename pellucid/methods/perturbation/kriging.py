@@ -17,7 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_factor, cho_solve, cholesky
+from scipy.linalg.lapack import dtrtri
 from scipy.optimize import minimize
 from scipy.special import gammaln
 
@@ -124,19 +125,16 @@ def projected(
     level = scores.mean()
     matrix = _kernel(x, x, kriging.relevance, kriging.scale)
     matrix[np.diag_indices_from(matrix)] += kriging.noise
-    inverse = cho_solve(cho_factor(matrix, lower=True), np.eye(len(x)))
-    alpha = inverse @ (scores - level)
+    # The inverse of the matrix is root' root, of which only the blocks of pairs are written out.
+    root = dtrtri(cholesky(matrix, lower=True), lower=1)[0]
+    alpha = root.T @ (root @ (scores - level))
     to_level, to_weights = _projection(kriging, masks, locality)  # (n,), (n, K)
     slope = alpha @ to_weights
     pairs = len(x) // 2
-    blocks = np.stack(
-        [
-            [inverse[0::2, 0::2].diagonal(), inverse[0::2, 1::2].diagonal()],
-            [inverse[1::2, 0::2].diagonal(), inverse[1::2, 1::2].diagonal()],
-        ]
-    ).transpose(2, 0, 1)  # (pairs, 2, 2)
+    columns = root.T.reshape(pairs, 2, -1)
+    blocks = columns @ columns.transpose(0, 2, 1)  # (pairs, 2, 2)
     missed = np.linalg.solve(blocks, alpha.reshape(pairs, 2, 1))  # (pairs, 2, 1)
-    reach = (inverse @ to_weights).reshape(pairs, 2, -1)
+    reach = (root.T @ (root @ to_weights)).reshape(pairs, 2, -1)
     deviations = (reach * missed).sum(axis=1)
     deviations -= deviations.mean(axis=0)
     intercept = float(level + alpha @ to_level)
@@ -163,26 +161,27 @@ def _kernel(one: Numbers, other: Numbers, relevance: Numbers, scale: float) -> N
 def _projection(kriging: Kriging, masks: Masks, locality: Locality) -> tuple[Numbers, Numbers]:
     """Regress `k(., x_i)` under mu, for every i: intercepts `(n,)` and weights `(n, K)`.
 
-    With `q_k(z) = 1` where mask i agrees with z at k and exp(-2 a_k) where not, the sum of k over
-    the masks of size s is the coefficient of t^s in the product of `q_k(0) + q_k(1) t`; over those
-    that keep superpixel j it is that of `q_j(1) t` times the product without j.
+    With `q_k(z) = 1` where mask i agrees with z at k and e_k = exp(-2 a_k) where not, the sum of k
+    over the masks of size s is the coefficient w_s of t^s in the product of `q_k(0) + q_k(1) t`;
+    over those that keep superpixel j it is that of `q_j(1) t` times the product without j.
     """
-    count = masks.shape[1]
-    off = np.where(masks, np.exp(-2 * kriging.relevance), 1.0)  # q_k(0), (n, K)
-    on = np.where(masks, 1.0, np.exp(-2 * kriging.relevance))
-    whole = np.zeros((len(masks), count + 1))  # coefficients of t^s
+    count, unlike = masks.shape[1], np.exp(-2 * kriging.relevance)
+    off = np.where(masks, unlike, 1.0)  # q_k(0), (n, K)
+    on = np.where(masks, 1.0, unlike)
+    whole = np.zeros((len(masks), count + 1))  # w_s
     whole[:, 0] = 1
     for k in range(count):
-        shifted = whole[:, :-1] * on[:, k, None]
-        whole *= off[:, k, None]
-        whole[:, 1:] += shifted
-    kept = _without_each(whole, off, on) * on[..., None]  # (n, K, K), coefficient of t^(s - 1)
+        low, high = off[:, k, None], on[:, k, None]
+        shifted = whole[:, : k + 1] * high
+        whole[:, : k + 1] *= low
+        whole[:, 1 : k + 2] += shifted
     s = np.arange(count + 1)
     # Probability of one mask of size s: that of its size, over how many masks share it.
     choices = gammaln(count + 1) - gammaln(s + 1) - gammaln(count - s + 1)
     chance = locality.sizes * np.exp(-choices) * kriging.scale
     mean = whole @ chance  # E k, (n,)
-    joint = kept @ chance[1:]  # E k z_j, (n, K)
+    kept, hidden = _with_each(chance, unlike)
+    joint = np.where(masks, whole @ kept, whole @ hidden)  # E k z_j, (n, K)
     p, both = locality.moments
     covariance = joint - mean[:, None] * p
     # The covariance of z is (v - c) I + c 1 1', whose inverse is known.
@@ -193,21 +192,28 @@ def _projection(kriging: Kriging, masks: Masks, locality: Locality) -> tuple[Num
     return mean - p * slope.sum(axis=1), slope
 
 
-def _without_each(whole: Numbers, off: Numbers, on: Numbers) -> Numbers:
-    """Divide each polynomial `(n, K + 1)` by each of its K linear factors: `(n, K, K)`.
+def _with_each(chance: Numbers, unlike: Numbers) -> tuple[Numbers, Numbers]:
+    """Return what to multiply w by for the expectation over masks that keep superpixel j.
 
-    From the end at which the division does not magnify errors.
+    Dividing w by a factor `1 + e_j t` (mask i hides j) or `e_j + t` (it keeps j) is a recursion
+    linear in w, from the end at which it does not magnify errors; here it is turned round, so
+    that it runs over `chance` alone.
+
+    Parameters
+    ----------
+    chance : c_s, `(K + 1,)`.
+    unlike : e_j, `(K,)`.
+
+    Returns
+    -------
+    kept, hidden : `(K + 1, K)`, for masks that keep and that hide j.
     """
-    count = off.shape[1]
-    quotient = np.empty((count, len(off), count))  # coefficient first
-    forward = np.zeros_like(off)
-    backward = np.zeros_like(off)
-    up, down = on / off, off / on
-    rising = off >= on
-    for s in range(count):
-        forward = whole[:, s, None] / off - up * forward
-        quotient[s] = forward
-    for s in range(count, 0, -1):
-        backward = whole[:, s, None] / on - down * backward
-        np.copyto(quotient[s - 1], backward, where=~rising)
-    return np.moveaxis(quotient, 0, -1)
+    count = len(unlike)
+    kept, hidden = np.zeros((2, count + 1, count))
+    for s in range(count):  # w_s = e v_s + v_(s - 1), from the last: v_(s - 1) = w_s - e v_s
+        kept[s + 1] = chance[s + 1] - unlike * kept[s]
+    for s in range(
+        count, 0, -1
+    ):  # w_s = v_s + e v_(s - 1), from the first: v_s = w_s - e v_(s - 1)
+        hidden[s - 1] = chance[s] - unlike * hidden[s]
+    return kept, unlike * hidden
