@@ -75,7 +75,8 @@ def explain(
         onnxruntime, on the model's ONNX export, which is made if need be and kept. `"auto"`:
         onnxruntime if an export is at hand and agrees with the framework, see
         `pellucid.adapters.engine`. ONNX files are always computed by onnxruntime. None:
-        `"native"`, but `"auto"` for the methods that ask for many predictions.
+        `"native"`, but `"auto"` for the methods that ask for many predictions and no gradient,
+        unless `like` asks for a library's numbers.
     options : of the method, see `pellucid.methods`. Class activation maps: `relu` (True);
         `fuse`, how several layers become one map (`"mean"` or `"max"`). `smooth=25` averages any
         method over so many noisy copies of the image; `noise` (0.15) is the noise's share of the
@@ -105,8 +106,7 @@ def explain(
             raise MethodError(f"{method} explains the input itself: leave layer= out.")
         asking = Asking.of(found, like, options, seed)
         prepared = adapter.prepare(images)
-        by_default: Engine = "native" if like or adapter.framework == "function" else "auto"
-        adapter, chosen = engine_for(adapter, engine or by_default)
+        adapter, chosen = engine_for(adapter, _engine(engine, found, adapter, like))
         return _by_perturbation(adapter, prepared, target, space, asking, top, began, chosen)
     style = _style(found, like, options.get("fuse"))
     generic = ("smooth", "noise") if found.smoothable else ()
@@ -119,7 +119,7 @@ def explain(
     if found.onnx and engine == "native" and adapter.engine != "onnx":
         raise MethodError(f"{method} runs on the ONNX engine alone: leave engine= out.")
     prepared = adapter.prepare(images)
-    adapter, chosen = engine_for(adapter, "onnx" if found.onnx else engine or "native")
+    adapter, chosen = engine_for(adapter, _engine(engine, found, adapter, like))
     objective = Objective(adapter, target, space)
     layers, reason = (
         _layers(adapter, style, layer, objective.outputs) if found.layer else ((), None)
@@ -196,6 +196,14 @@ def _style(method: Method, like: str | None, fuse: str | None) -> CamStyle:
     if fuse not in _FUSIONS:
         raise MethodError(f"fuse={fuse!r} is unknown: 'mean' or 'max'.")
     return replace(style, finish=_FUSIONS[fuse])
+
+
+def _engine(asked: Engine | None, method: Method, adapter: Adapter, like: str | None) -> Engine:
+    """Return the engine that was asked for, or the method's own default."""
+    if method.onnx:
+        return "onnx"
+    exact = like is not None or adapter.framework == "function"
+    return asked or ("auto" if method.asks and not exact else "native")
 
 
 def _check_like(method: Method, like: str | None) -> None:

@@ -32,7 +32,7 @@ def session(proto: onnx.ModelProto, *, optimize: bool = True, threads: int | Non
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads or cores() if optimize else 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised
     return onnxruntime.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

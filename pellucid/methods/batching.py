@@ -9,7 +9,7 @@ from contextvars import ContextVar
 
 import numpy as np
 
-from pellucid.adapters.base import Adapter, Array
+from pellucid.adapters.base import Adapter, Array, Layer
 from pellucid.errors import MethodError
 
 __all__ = [
@@ -22,7 +22,10 @@ __all__ = [
     "watched",
 ]
 
-MEMORY = 128 * 2**20  # bytes; more makes no network faster on a CPU
+# Bytes. PyTorch gives tensors of more than about 16 MiB back to the system after each use and pays
+# for their pages anew every time: ResNet-50 takes 33 ms per row at 4 rows, 61 ms at 12. onnxruntime
+# keeps its memory and takes 21 ms at either.
+MEMORY = 48 * 2**20
 MEMORY_OF_GRADIENTS = 512 * 2**20
 # Rows of predictions at a time: onnxruntime is slower from 32 on, frameworks gain up to 64, since
 # every call costs them a millisecond or two.
@@ -46,13 +49,10 @@ def rows_within(model: Adapter, x: Array, memory: int, after: str | None = None)
     -------
     rows : at least 1; an estimate from the shapes of the layers.
     """
-    layers = list(model.layers) if model.framework != "function" else []
-    if after is not None:
-        names = [layer.name for layer in layers]
-        layers = layers[names.index(after) :] if after in names else layers
-    first = math.prod(x.shape[1:])
-    largest = max([first, *(_size(layer.shape[1:], x.shape[2:]) for layer in layers)])
-    return _rows(memory, _ALIVE * largest + 2 * first)
+    sizes = [_size(layer.shape[1:], x.shape[2:]) for layer in _after(model, after)]
+    # Where only a layer is replaced, the image goes in as a single row.
+    first = math.prod(x.shape[1:]) if after is None else 1
+    return _rows(memory, _ALIVE * max([first, *sizes]) + 2 * first)
 
 
 def prediction_rows(model: Adapter, x: Array, memory: int = MEMORY) -> int:
@@ -98,6 +98,13 @@ def _rows(memory: int, numbers: int) -> int:
     if not isinstance(memory, int | np.integer) or isinstance(memory, bool) or memory < 1:
         raise MethodError(f"memory={memory!r}: a whole number of bytes is wanted, such as 2**28.")
     return max(1, int(memory) // (4 * numbers))
+
+
+def _after(model: Adapter, name: str | None) -> list[Layer]:
+    """List a layer and those that finish after it; all layers where there is no such one."""
+    layers = list(model.layers) if model.framework != "function" else []
+    names = [layer.name for layer in layers]
+    return layers[names.index(name) :] if name in names else layers
 
 
 def _size(shape: tuple[int | None, ...], spatial: tuple[int, ...]) -> int:

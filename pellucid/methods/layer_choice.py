@@ -59,6 +59,7 @@ class _Item:
     grid : what its positions make, `()` for none.
     container : whether it only holds other layers.
     tensor : in the ONNX form, where that was asked.
+    placed : whether the graph tells where its values lie.
     tokens : whether its values have to be put on the grid.
     """
 
@@ -68,6 +69,7 @@ class _Item:
     grid: tuple[int | None, ...]
     container: bool = False
     tensor: str = ""
+    placed: bool = False
     tokens: bool = False
 
 
@@ -260,7 +262,11 @@ def _settled(model: Adapter) -> bool:
 
 def _chosen_on_graph(model: Adapter, survey: Survey, ends: Sequence[Port]) -> LayerChoice:
     results = [model.in_form(port.name)[0] for port in ends]
-    gridded = [item for item in _before_head(list(_items(model, survey)), ends) if item.tensor]
+    items = list(_items(model, survey))
+    if len(model.outputs) > len(ends):  # what leads to other outputs alone is in nobody's head
+        leading = survey.leading_to(results)
+        items = [item for item in items if item.tensor in leading]
+    gridded = [item for item in _before_head(items, ends) if item.placed]
     if not gridded:
         raise _no_grid()
     last = gridded[-1]
@@ -299,11 +305,11 @@ def _items(model: Adapter, survey: Survey) -> Iterator[_Item]:
         if found is not None:
             size = survey.types[tensor].shape[found.channels]
             tokens = len(survey.types[tensor].shape) != 2 + len(found.grid)
-            yield _Item(name, kind, size, found.grid, container, tensor, tokens)
+            yield _Item(name, kind, size, found.grid, container, tensor, True, tokens)
         elif survey.follows(tensor) or name not in names:
-            yield _Item(name, kind, None, (), container)
+            yield _Item(name, kind, None, (), container, tensor)
         else:
-            yield _plain_item(names[name])
+            yield replace(_plain_item(names[name]), tensor=tensor)
 
 
 # ---- by shapes ------------------------------------------------------------------------------

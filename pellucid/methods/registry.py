@@ -37,6 +37,7 @@ class Method:
     pixels : whether it gives `(N, C, *spatial)` over the input; otherwise one map per layer.
     signed : whether the sign of a pixel's value means for or against the target.
     perturbs : whether it asks for predictions of perturbed copies; it then takes a `Subject`.
+    asks : whether it asks for many predictions and for no gradient.
     onnx : whether it runs on the ONNX engine alone.
     like : the libraries whose numbers it can give, and the options that do.
     """
@@ -47,6 +48,7 @@ class Method:
     pixels: bool = True
     signed: bool = False
     perturbs: bool = False
+    asks: bool = False
     onnx: bool = False
     like: Mapping[str, Mapping[str, Any]] = field(
         default_factory=lambda: {"paper": {}, "captum": {}}
@@ -93,16 +95,18 @@ def method_named(name: str) -> Method:
     return METHODS[name]
 
 
-def _cam(name: str, function: Callable[..., Any], **like: Mapping[str, Any]) -> Method:
+def _cam(
+    name: str, function: Callable[..., Any], *, asks: bool = False, **like: Mapping[str, Any]
+) -> Method:
     libraries = {library.replace("_", "-"): options for library, options in like.items()}
-    return Method(name, function, layer=True, pixels=False, like=_PAPER | libraries)
+    return Method(name, function, layer=True, pixels=False, asks=asks, like=_PAPER | libraries)
 
 
 _PAPER: dict[str, Mapping[str, Any]] = {"paper": {}}
 
 
 def _asking(name: str, function: Callable[..., Any], **like: Mapping[str, Any]) -> Method:
-    return Method(name, function, pixels=False, perturbs=True, like=_PAPER | like)
+    return Method(name, function, pixels=False, perturbs=True, asks=True, like=_PAPER | like)
 
 
 METHODS = {
@@ -118,11 +122,17 @@ METHODS = {
         _cam(
             "score-cam",
             forward_cam.score_cam,
+            asks=True,
             pytorch_grad_cam={"corners": True},
             tf_keras_vis={"corners": True, "softmax": False},
         ),
-        _cam("ablation-cam", forward_cam.ablation_cam, pytorch_grad_cam={"magnitude": False}),
-        _cam("recipro-cam", forward_cam.recipro_cam),
+        _cam(
+            "ablation-cam",
+            forward_cam.ablation_cam,
+            asks=True,
+            pytorch_grad_cam={"magnitude": False},
+        ),
+        _cam("recipro-cam", forward_cam.recipro_cam, asks=True),
         _cam("layer-conductance", conductance.layer_conductance),
         Method("saliency", gradient.saliency),
         Method("input-x-gradient", gradient.input_x_gradient, signed=True),

@@ -133,6 +133,19 @@ def test_auto_takes_an_export_that_is_at_hand_and_agrees(place, monkeypatch):
     assert len(compared) == 2  # a damaged note is made anew
 
 
+@pytest.mark.parametrize("method", ["score-cam", "ablation-cam", "recipro-cam"])
+def test_forward_only_maps_take_an_export_that_is_at_hand(method, place):
+    model, x = fresh()
+    one = pellucid.explain(model, x, method, layer="conv3")[0]
+    assert one.provenance["engine"] == "native"
+    exported(model)
+    two = pellucid.explain(model, x, method, layer="conv3")[0]
+    assert two.provenance["engine"] == "onnx"
+    assert distance(one.attribution, two.attribution) < 1e-4
+    exact = pellucid.explain(model, x, method, layer="conv3", like="paper")[0]
+    assert exact.provenance["engine"] == "native"
+
+
 def test_auto_leaves_an_export_that_disagrees(place, monkeypatch):
     model, x = fresh()
     form = model.form

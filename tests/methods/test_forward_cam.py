@@ -114,7 +114,7 @@ def test_a_small_budget_of_memory_changes_nothing_but_the_batches(method, name):
     for memory in (2**17, 2**28):
         most.clear()
         found = pellucid.explain(model, x if len(x) > 1 else x[0], method, target=1,
-                                 layer=layer[name], memory=memory)  # fmt: skip
+                                 layer=layer[name], memory=memory, engine="native")  # fmt: skip
         maps[memory] = np.stack([e.attribution for e in found])
         if memory == 2**17:
             assert max(most) <= max(2, rows_within(model, x[0], memory, after=layer[name]))

@@ -65,7 +65,7 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = cores()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised
     if folder is not None:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(folder)

@@ -8,7 +8,6 @@ docs/lime.md.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,11 @@ from pellucid.methods.perturbation.sampling import (
     KERNEL_WIDTH,
     Locality,
     Masks,
+    balanced_pairs,
     bernoulli_masks,
-    paired_masks,
 )
 from pellucid.methods.perturbation.segments import COUNT
-from pellucid.methods.perturbation.settling import Settling, finding_of, settled_fit, stream
+from pellucid.methods.perturbation.settling import Settling, Stream, finding_of, settled_fit
 from pellucid.methods.perturbation.subject import Subject
 
 __all__ = ["lime", "lime_of_package"]
@@ -101,7 +100,7 @@ def lime(
         kriging = Kriging.fitted(masks, scores, linear.weights)
         return projected(kriging, masks, scores, locality, weights)
 
-    masks_of = stream(partial(paired_masks, locality), subject.seed)
+    masks_of = Stream(balanced_pairs(locality.sizes, np.random.default_rng(subject.seed)))
     found, also = settled_fit(subject, compose, locality.count, masks_of, fit, rule)
     return finding_of(labels, found, **also)
 

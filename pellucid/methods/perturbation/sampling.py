@@ -5,12 +5,13 @@ LIME weighs a mask with s of K superpixels kept by its closeness to the image,
     pi(s) = exp(-(1 - sqrt(s / K))^2 / (2 width^2)),
 
 the exponential kernel of the cosine distance between the mask and a vector of ones. Masks of equal
-chance, weighted by pi, stand for the distribution mu that is proportional to pi. `Paired` draws
-from mu itself, each mask together with its complement.
+chance, weighted by pi, stand for the distribution mu that is proportional to pi. `balanced_pairs`
+draws from mu itself, each mask together with its complement.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,9 +22,11 @@ from scipy.special import gammaln
 from pellucid.errors import MethodError
 from pellucid.methods.perturbation.details import Numbers
 
-__all__ = ["KERNEL_WIDTH", "Locality", "Masks", "bernoulli_masks", "paired_masks"]
+__all__ = ["KERNEL_WIDTH", "Locality", "Masks", "balanced_pairs", "bernoulli_masks"]
 
 KERNEL_WIDTH = 0.25
+_BLOCK = 25  # pairs that are drawn together
+_GAIN = 0.4  # of what one superpixel adds: smaller gains do not show in standard errors
 Masks = NDArray[np.bool_]
 
 
@@ -67,7 +70,7 @@ class Locality:
         return weights
 
     def pair_weights(self, masks: Masks) -> Numbers:
-        """Return the weight of masks that `paired_masks` drew, `(n,)`.
+        """Return the weight of masks that `balanced_pairs` drew, `(n,)`.
 
         A mask and its complement come together, so that each is drawn as often as the mean of
         what mu gives to both; the weight makes up for it.
@@ -85,22 +88,59 @@ class Locality:
         return float(self.sizes @ s / self.count), float(self.sizes @ pairs)
 
 
-def paired_masks(locality: Locality, pairs: int, rng: np.random.Generator) -> Masks:
-    """Draw masks from mu, each followed by its complement: `(2 pairs, K)`.
+def balanced_pairs(sizes: Numbers, rng: np.random.Generator) -> Iterator[Masks]:
+    """Draw masks without end, each followed by its complement, in blocks of `(50, K)`.
 
     The share of a score that is even in the mask (all interactions of two superpixels, four, ...)
     cancels in the difference of the two, and so adds nothing to the variance of the weights.
+
+    Every mask by itself is one by chance: its size by `sizes`, and of that size all alike. Together
+    they are balanced, any two superpixels shown together about as often as not, so that least
+    squares pays no price for telling them apart: with x in {-1, 1}^K, superpixels shown and hidden
+    are exchanged while that raises `x' (I + X' X)^-1 x`, by which factor (less one) the mask raises
+    the determinant of the information. Small gains are left, or chance would be gone in the end.
+
+    Parameters
+    ----------
+    sizes : probability that s superpixels are shown, s from 0 to K: `(K + 1,)`.
+    rng : where chance comes from.
 
     Source
     ------
     Direct sampling: Tan et al., "GLIME: General, Stable and Local LIME Explanation", NeurIPS
     2023, 2311.15722. Pairs: Covert and Lee, "Improving KernelSHAP", AISTATS 2021, 2012.01536.
+    Sequential D-optimal designs by exchange: Fedorov, "Theory of Optimal Experiments", 1972.
     """
-    count = locality.count
-    sizes = rng.choice(count + 1, size=pairs, p=locality.sizes)
-    ranks = rng.random((pairs, count)).argsort(axis=1).argsort(axis=1)
-    masks = ranks < sizes[:, None]
-    return np.stack([masks, ~masks], axis=1).reshape(-1, count)
+    count = len(sizes) - 1
+    total = sizes.cumsum()
+    inverse = np.eye(count)  # (I + X' X)^-1
+    while True:
+        # One size from every equal part of the distribution, in random order.
+        level = (rng.permutation(_BLOCK) + rng.random(_BLOCK)) / _BLOCK
+        shown = np.searchsorted(total / total[-1], level)
+        ranks = rng.random((_BLOCK, count)).argsort(axis=1).argsort(axis=1)
+        masks = ranks < shown[:, None]
+        for mask in masks:
+            x, pulled = _exchanged(np.where(mask, 1.0, -1.0), inverse)
+            mask[:] = x > 0
+            inverse -= np.outer(pulled, pulled / (1 + x @ pulled))
+        yield np.stack([masks, ~masks], axis=1).reshape(-1, count)
+
+
+def _exchanged(x: Numbers, inverse: Numbers) -> tuple[Numbers, Numbers]:
+    """Exchange entries 1 and -1 while `x' inverse x` gains: x and `inverse x`, `(K,)` each."""
+    own = inverse.diagonal()
+    least = _GAIN * own.mean()
+    pulled = inverse @ x
+    for _ in range(len(x)):
+        turned = 4 * (own - x * pulled)  # what turning each entry round adds
+        hide, show = np.where(x > 0, turned, -np.inf), np.where(x < 0, turned, -np.inf)
+        one, other = hide.argmax(), show.argmax()
+        if hide[one] + show[other] - 8 * inverse[one, other] <= least:
+            break
+        x[one], x[other] = -1, 1
+        pulled += 2 * (inverse[other] - inverse[one])
+    return x, pulled
 
 
 def bernoulli_masks(count: int, samples: int, state: np.random.RandomState) -> Masks:

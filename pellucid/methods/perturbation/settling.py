@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,8 @@ from pellucid.methods.perturbation.sampling import Masks
 from pellucid.methods.perturbation.subject import Subject
 from pellucid.methods.perturbation.threads import one_thread
 
-__all__ = ["Settling", "finding_of", "settled_fit", "stream"]
+__all__ = ["Settling", "Stream", "finding_of", "settled_fit"]
 
-_BLOCK = 25  # pairs that are drawn together, so that a longer run begins with a shorter one
 _CHECKS = (100, 150, 200, 300, 400, 600, 800)
 
 
@@ -65,32 +64,24 @@ class Settling:
         return [*checks, self.budget // 2 * 2]
 
 
-def stream(draw: Callable[[int, np.random.Generator], Masks], seed: int) -> _Stream:
-    """Make an endless stream of pairs of masks from a function that draws some."""
-    return _Stream(draw, seed)
+class Stream:
+    """Masks number so to number so of blocks that come without end."""
 
-
-@dataclass(frozen=True)
-class _Stream:
-    draw: Callable[[int, np.random.Generator], Masks]
-    seed: int
+    def __init__(self, blocks: Iterator[Masks]) -> None:
+        self._blocks, self._drawn = blocks, next(blocks)
 
     def part(self, start: int, stop: int) -> Masks:
-        """Return masks number `start` to `stop`."""
-        size = 2 * _BLOCK
-        first = start // size
-        blocks = [
-            self.draw(_BLOCK, np.random.default_rng([self.seed, block]))
-            for block in range(first, -(-stop // size))
-        ]
-        return np.concatenate(blocks)[start - size * first : stop - size * first]
+        """Return masks number `start` to `stop`; they do not depend on how many are asked for."""
+        while len(self._drawn) < stop:
+            self._drawn = np.concatenate((self._drawn, next(self._blocks)))
+        return self._drawn[start:stop]
 
 
 def settled_fit(
     subject: Subject,
     compose: Composer,
     count: int,
-    masks_of: _Stream,
+    masks_of: Stream,
     fit: Callable[[Masks, Numbers], Fit],
     rule: Settling,
 ) -> tuple[Fit, dict[str, Any]]:

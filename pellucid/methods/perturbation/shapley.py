@@ -17,9 +17,9 @@ import numpy as np
 from pellucid.errors import MethodError
 from pellucid.methods.perturbation.details import Finding, Numbers
 from pellucid.methods.perturbation.regression import Fit, top_certainty
-from pellucid.methods.perturbation.sampling import Masks
+from pellucid.methods.perturbation.sampling import Masks, balanced_pairs
 from pellucid.methods.perturbation.segments import COUNT
-from pellucid.methods.perturbation.settling import Settling, finding_of, settled_fit, stream
+from pellucid.methods.perturbation.settling import Settling, Stream, finding_of, settled_fit
 from pellucid.methods.perturbation.subject import Subject
 
 __all__ = ["kernel_shap", "shapley_sampling"]
@@ -70,7 +70,7 @@ def kernel_shap(
             facts = {"samples": len(masks), "exact": True, "efficiency_gap": 0.0}
             exact = Fit(exact.intercept, exact.weights, exact.r2, np.zeros((1, count)))
             return finding_of(labels, exact, certainty=1.0, rank_stability=1.0, facts=facts)
-    masks_of = stream(partial(_coalitions, count), subject.seed)
+    masks_of = Stream(balanced_pairs(_sizes(count), np.random.default_rng(subject.seed)))
     found, also = settled_fit(subject, compose, count, masks_of, fit, rule)
     gap = subject.score - nothing - float(found.weights.sum())
     also["facts"] |= {"efficiency_gap": gap}
@@ -154,14 +154,13 @@ def _alone(scores: Numbers) -> float:
     return float(scores[0])
 
 
-def _coalitions(count: int, pairs: int, rng: np.random.Generator) -> Masks:
-    """Draw coalitions by the Shapley kernel, each followed by its complement."""
-    sizes = np.arange(1, count)
-    chance = 1 / (sizes * (count - sizes))
-    drawn = rng.choice(sizes, size=pairs, p=chance / chance.sum())
-    ranks = rng.random((pairs, count)).argsort(axis=1).argsort(axis=1)
-    masks = ranks < drawn[:, None]
-    return np.stack([masks, ~masks], axis=1).reshape(-1, count)
+def _sizes(count: int) -> Numbers:
+    """Probability that a coalition has s of `count` members, by the Shapley kernel."""
+    chance = np.zeros(count + 1)
+    members = np.arange(1, count)
+    chance[1:-1] = 1 / (members * (count - members))
+    chance /= chance.sum()
+    return chance
 
 
 def _kernel(masks: Masks) -> Numbers:
