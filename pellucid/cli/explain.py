@@ -85,8 +85,8 @@ def parser() -> Parser:
     what.add_argument(
         "--like",
         metavar="LIBRARY",
-        help="give the numbers of captum, pytorch-grad-cam, tf-keras-vis or lime; by default the "
-        "paper's",
+        help="give the numbers of captum, pytorch-grad-cam, tf-keras-vis, torch-cam, xplique or "
+        "lime; by default the paper's",
     )
     what.add_argument(
         "--option",
