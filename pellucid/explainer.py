@@ -58,6 +58,7 @@ def explain(
         `"layer-conductance"`;
         `"saliency"`, `"input-x-gradient"`, `"guided-backprop"`, `"deconvnet"`,
         `"integrated-gradients"`, `"expected-gradients"`, `"blur-ig"`, `"guided-ig"`, `"xrai"`,
+        `"fullgrad"`,
         `"deeplift"` and `"lrp"` (both on the ONNX engine), `"smoothgrad"`; `"guided-grad-cam"`.
         By predictions alone: `"lime"`, `"kernel-shap"`, `"shapley-sampling"`, `"rise"`,
         `"occlusion"`, `"hierarchical-occlusion"`, `"sobol"`; and `"meaningful-perturbation"`.

@@ -50,7 +50,7 @@ _METHODS = (
     "grad-cam (the default), grad-cam++, xgrad-cam, hires-cam, layer-cam, eigen-cam, "
     "eigengrad-cam, score-cam, ablation-cam, recipro-cam, layer-conductance; saliency, "
     "input-x-gradient, guided-backprop, deconvnet, integrated-gradients, "
-    "expected-gradients, blur-ig, guided-ig, xrai, deeplift, lrp, smoothgrad; "
+    "expected-gradients, blur-ig, guided-ig, xrai, fullgrad, deeplift, lrp, smoothgrad; "
     "guided-grad-cam; lime, kernel-shap, shapley-sampling, rise, occlusion, "
     "hierarchical-occlusion, sobol, meaningful-perturbation"
 )

@@ -12,6 +12,7 @@ from pellucid.methods import (
     cam,
     conductance,
     forward_cam,
+    full_gradient,
     gradient,
     guided_cam,
     matrix_cam,
@@ -130,6 +131,10 @@ METHODS = {
         _cam("ablation-cam", forward_cam.ablation_cam, pytorch_grad_cam={"magnitude": False}),
         _cam("recipro-cam", forward_cam.recipro_cam),
         _cam("layer-conductance", conductance.layer_conductance),
+        Method(
+            "fullgrad", full_gradient.full_grad, pixels=False, onnx=True,
+            like=_like(pytorch_grad_cam={"merged": False, "bounded": False}),
+        ),
         Method("saliency", gradient.saliency, like=_like(captum={}, tf_keras_vis={}, xplique={})),
         Method(
             "input-x-gradient", gradient.input_x_gradient, signed=True,

@@ -125,7 +125,7 @@ def frameworks(name):
 # biases for FullGrad.
 NETWORKS = ("residual", "conv1d", "conv3d", "two_by_two", "vit")
 EXPORTED = {
-    "deeplift": ("two_by_two", "conv3d"), "lrp": ("two_by_two",),
+    "deeplift": ("two_by_two", "conv3d"), "lrp": ("two_by_two",), "fullgrad": NETWORKS[:-1],
 }  # fmt: skip
 
 

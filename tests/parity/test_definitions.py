@@ -7,7 +7,9 @@ torch-cam 0.5.0.dev0, xplique 2.0.0.
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from torch.nn import functional
 
 import pellucid
 from pellucid.errors import LayerError, MethodError
+from pellucid.methods.registry import METHODS
 from tests.twins import TWINS
 
 from .test_grad_cam import TARGETS, assert_same, explained
@@ -175,6 +178,20 @@ def test_what_a_library_does_not_have_is_refused_with_what_there_is():
         pellucid.explain(network, x, "occlusion", like="xplique")
     with pytest.raises(LayerError, match="xplique draws one layer at a time"):
         pellucid.explain(network, x, "grad-cam", like="xplique", layer=["conv1", "conv2"])
+
+
+def test_the_published_table_names_what_there_is():
+    page = (Path(__file__).parents[2] / "docs" / "libraries.md").read_text()
+    libraries = {library for method in METHODS.values() for library in method.like} - {"paper"}
+    told = set()
+    for line in page.splitlines():
+        if line.startswith("| `"):
+            _, methods, *_, likes, _ = line.split("|")
+            names = re.findall(r"`([^`]+)`", methods)
+            told |= set(names)
+            there_are = {library for name in names for library in METHODS[name].like}
+            assert {one for one in libraries if one in likes} == there_are - {"paper"}, names
+    assert told >= {method.name for method in METHODS.values() if len(method.like) > 1}
 
 
 def test_xplique_takes_the_last_layer_with_filters():

@@ -266,3 +266,18 @@ def test_relatives_like_tf_keras_vis(
     )  # fmt: skip
     options = {"like": "tf-keras-vis", "layer": layer, "target": TARGETS}
     assert_same(explained(model, x, method=method, **options), theirs)
+
+
+@pytest.mark.parametrize("name", ["plain", "inception", "fused", "channels_first"])
+def test_fullgrad_like_pytorch_grad_cam(pytorch_grad_cam: Any, name: str) -> None:
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    twin = TWINS[name]
+    model, (x,) = twin.torch(), twin.inputs()
+    targets = [ClassifierOutputTarget(index) for index in TARGETS]
+    with pytorch_grad_cam.FullGrad(model, []) as cam:
+        theirs = cam(torch.from_numpy(x), targets)
+    options = {"like": "pytorch-grad-cam", "target": TARGETS}
+    if twin.activations != (None,):
+        options["space"] = "probability"
+    assert_same(explained(twin.torch(), x, method="fullgrad", **options), theirs)
