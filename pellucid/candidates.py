@@ -86,9 +86,10 @@ def layers(model: Any, images: Any = None, target: Any = None) -> Candidates:
     ...     print(layer.name, layer.grid, layer.receptive_field)
     """
     adapter = adapter_of(model)
+    objective = Objective(adapter, target)
     choice, reason = None, ""
     try:
-        choice = choose_layer(adapter)
+        choice = choose_layer(adapter, objective.outputs)
         reason = choice.reason
     except LayerError as error:
         reason = str(error)
@@ -103,7 +104,7 @@ def layers(model: Any, images: Any = None, target: Any = None) -> Candidates:
     if images is not None and found:
         x = adapter.prepare(images).batch
         names = [candidate.name for candidate in found]
-        energies = gradient_energy(adapter, x, Objective(adapter, target), names)
+        energies = gradient_energy(adapter, x, objective, names)
         found = [replace(one, energy=energies[one.name]) for one in found]
     first = next((one for one in found if one.chosen), None)
     return Candidates(tuple(found), first, reason)

@@ -122,7 +122,9 @@ def explain(
     prepared = adapter.prepare(images)
     adapter, chosen = engine_for(adapter, "onnx" if found.onnx else engine or "native")
     objective = Objective(adapter, target, space)
-    layers, reason = _layers(adapter, style, layer) if found.layer else ((), None)
+    layers, reason = (
+        _layers(adapter, style, layer, objective.outputs) if found.layer else ((), None)
+    )
     if not found.layer and layer is not None:
         raise MethodError(f"{method} explains the input itself: leave layer= out.")
     arguments = [layers] if found.layer else []
@@ -274,11 +276,11 @@ def _by_perturbation(
 
 
 def _layers(
-    adapter: Adapter, style: Style, layer: str | Sequence[str] | None
+    adapter: Adapter, style: Style, layer: str | Sequence[str] | None, outputs: Sequence[str]
 ) -> tuple[tuple[str, ...], str | None]:
     """Return the layers to look at, and why, if they were not named."""
     if layer is None:
-        choice = style.layer(adapter)
+        choice = style.layer(adapter, outputs)
         return (choice.name,), choice.reason
     names = (layer,) if isinstance(layer, str) else tuple(layer)
     if not names:

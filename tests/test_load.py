@@ -398,6 +398,26 @@ def test_factories_that_fail_say_why(factory: str) -> None:
             load(name)
 
 
+def test_a_file_of_code_is_run_where_it_lies(
+    factory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "parts_beside.py").write_text("width = 5\n")
+    path = tmp_path / "torch.py"  # a name that is taken
+    code = (tmp_path / "pellucid_made.py").read_text().replace("5)", "width)")
+    path.write_text(f"from parts_beside import width\n{code}")
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(tmp_path)])
+    before = list(sys.path)
+    assert load(f"{path}:small").outputs[0].shape == (None, 5)
+    assert sys.path == before
+    monkeypatch.chdir(tmp_path)
+    assert load("torch.py:ready").outputs[0].shape == (None, 5)
+    path.write_text("import no_such_package_anywhere")
+    monkeypatch.delitem(sys.modules, f"pellucid:{path}")
+    for name, words in (("torch.py", "no_such_package"), ("none.py", "No such file")):
+        with pytest.raises(LoadError, match=words):
+            load(f"{name}:small")
+
+
 def test_a_state_dict_alone_is_no_model(tmp_path: Path) -> None:
     torch.save(made().state_dict(), tmp_path / "weights.pth")
     torch.save(made().state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)

@@ -73,10 +73,10 @@ def load(
         `onnx.ModelProto`), an adapter, any function from a batch of images to scores (for
         methods that only ask for predictions), the path of a file (`.onnx`, `.keras`, `.h5`,
         `.hdf5`, `.pt2`, TorchScript `.pt` or `.pth`, a frozen TensorFlow graph `.pb`) or of a
-        SavedModel folder, or `"package.module:factory"`, which names a class or function that
-        builds a model when it is called without arguments, or the model itself. Keras files may
-        be of any year since 2015: what they say in older words is translated, and their layers
-        keep their names.
+        SavedModel folder, or `"file.py:factory"` or `"package.module:factory"`, which names the
+        model or a class or function that builds it when it is called without arguments. Keras
+        files may be of any year since 2015: what they say in older words is translated, and
+        their layers keep their names.
     weights : with a PyTorch module or its factory, the file of its weights: a state dict or a
         checkpoint that holds one, or `.safetensors`. With a Keras architecture (`.json`, `.yaml`,
         a Keras model or its factory), the HDF5 file of its weights.

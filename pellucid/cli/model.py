@@ -26,7 +26,7 @@ __all__ = [
 
 MODEL_HELP = (
     "a file (.onnx .keras .h5 .hdf5 .json .yaml .pt2 .pt .pth .pb), a SavedModel folder, or "
-    "package.module:factory, which is looked for in the current folder too"
+    "file.py:factory or package.module:factory, which is looked for in the current folder too"
 )
 
 

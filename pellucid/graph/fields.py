@@ -27,6 +27,7 @@ __all__ = [
     "read_along",
     "spread",
     "steps_of",
+    "subdivided",
     "thinned",
     "together",
 ]
@@ -93,6 +94,30 @@ def thinned(field: Field, rank: int = 0) -> Field:
 def spread(planes: Floats, shape: Sequence[int]) -> Floats:
     """Repeat planes to the shape of their tensor, without copying them."""
     return np.broadcast_to(planes, (*planes.shape[:2], *shape))
+
+
+def subdivided(field: Field, shape: Sequence[int]) -> Field:
+    """Repeat a field along axes of size one, to the shape; copies of a cell divide it.
+
+    Along an axis that follows one of positions, that is: merged with it, the two are a finer grid,
+    which is how nearest upsampling is written without an operator of its own.
+    """
+    thin = thinned(field, len(shape))
+    place, steps = thin.planes[PLACE], list(thin.steps)
+    before = (*[1] * (len(shape) - len(field.shape)), *field.shape)
+    for axis in range(1, len(shape)):
+        if before[axis] > 1 or shape[axis] == 1 or place.shape[axis] == 1:
+            continue
+        cells = (np.arange(shape[axis], dtype=np.float32) + 0.5) / shape[axis] - 0.5
+        line = cells.reshape([-1 if a == axis else 1 for a in range(len(shape))])
+        apart = np.diff(place, axis=axis).reshape(len(steps), -1)
+        known = [one[np.isfinite(one)] for one in apart]
+        widths = [float(np.median(one)) if len(one) else 0.0 for one in known]
+        if any(widths):
+            place = np.stack([plane + w * line for plane, w in zip(place, widths, strict=True)])
+            steps = [s / shape[axis] if w else s for s, w in zip(steps, widths, strict=True)]
+    low, high = thin.planes[LOW], thin.planes[HIGH]
+    return joined(np.asarray(place, np.float32), low, high, shape, tuple(steps))
 
 
 def compact(planes: Floats) -> Floats:

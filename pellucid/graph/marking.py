@@ -9,6 +9,7 @@ import onnx
 from onnx import ModelProto
 
 from pellucid.graph.form import Call, OnnxForm, PortForm
+from pellucid.graph.prepare import with_constants_computed
 
 __all__ = ["finished_form"]
 
@@ -25,7 +26,8 @@ def finished_form(
     """Make a form of an exported model whose outputs are its own ones and all marks.
 
     Inputs, outputs, weights and the values of calls get their own names, whatever the exporter
-    called them. What it wrote about nodes (source files and lines) is left out.
+    called them. What it wrote about nodes (source files and lines) is left out, and what it left
+    to be computed at every run though it is constant, is computed.
 
     Parameters
     ----------
@@ -65,7 +67,7 @@ def finished_form(
         del node.metadata_props[:]
         node.doc_string = ""
     return OnnxForm(
-        model,
+        with_constants_computed(model, {table.get(name, name) for name in initializers}),
         tuple(replace(port, tensor=table.get(port.tensor, port.tensor)) for port in inputs),
         tuple(ends),
         tuple(

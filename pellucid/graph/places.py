@@ -32,6 +32,7 @@ from pellucid.graph.fields import (
     read_along,
     spread,
     steps_of,
+    subdivided,
     thinned,
     together,
 )
@@ -49,7 +50,7 @@ _SAME = frozenset(("Identity", "Cast", "CastLike", "Dropout", "BatchNormalizatio
                    "InstanceNormalization", "GroupNormalization", "LRN"))  # fmt: skip
 _RESHAPING = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Flatten"))
 _ARRANGING = frozenset((
-    "Slice", "Split", "Gather", "Tile", "DepthToSpace", "SpaceToDepth", "GatherND",
+    "Slice", "Split", "Gather", "DepthToSpace", "SpaceToDepth", "GatherND",
     "GatherElements", "ReverseSequence", "Compress",
 ))  # fmt: skip
 _ELEMENTWISE = frozenset((
@@ -207,9 +208,14 @@ class Tracer:
         return [Field(compact(planes) if copied else planes, field.steps)]
 
     def _expanded(self, node: NodeProto) -> list[Field]:
-        shape = self._shape(node.output[0]) or ()
-        field = thinned(self._field(node.input[0]), len(shape))
-        return [Field(spread(field.planes, shape), field.steps)]
+        return [subdivided(self._field(node.input[0]), self._shape(node.output[0]) or ())]
+
+    def _tiled(self, node: NodeProto) -> list[Field]:
+        field, shape = self._field(node.input[0]), self._shape(node.output[0]) or ()
+        repeated = [a for a, (n, m) in enumerate(zip(field.shape, shape, strict=True)) if n != m]
+        if any(field.shape[axis] > 1 for axis in repeated):
+            return self._arranged(node)
+        return [subdivided(field, shape)]
 
     def _arranged(self, node: NodeProto) -> list[Field]:
         """Carry out any rearrangement on the positions, and look the places up there."""
@@ -471,6 +477,7 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys(_ALONG_AXIS | _NORMS, Tracer._along_axis),
     "Transpose": Tracer._transposed,
     "Expand": Tracer._expanded,
+    "Tile": Tracer._tiled,
     "Concat": Tracer._concatenated,
     "GlobalAveragePool": Tracer._pooled_globally,
     "GlobalMaxPool": Tracer._pooled_globally,

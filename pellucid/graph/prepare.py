@@ -6,6 +6,7 @@ taken, shapes inferred. Tensor names stay: they are how layers are found.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,14 @@ from pellucid.graph.rules.convolution import window
 from pellucid.graph.rules.table import int_attr, ints_attr
 from pellucid.graph.tape import array, dims
 
-__all__ = ["OPSET", "fold", "infer", "prepare", "take_constant_branches"]
+__all__ = [
+    "OPSET",
+    "fold",
+    "infer",
+    "prepare",
+    "take_constant_branches",
+    "with_constants_computed",
+]
 
 OPSET = 18  # the rules read and write the operators as they are since this version
 
@@ -59,6 +67,24 @@ def prepare(model: ir.Model | onnx.ModelProto) -> ir.Model:
             break
     passes.NameFixPass()(clean)  # nodes that ONNX or a branch brought have no name or a double one
     return clean
+
+
+def with_constants_computed(model: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.ModelProto:
+    """Return a model without the nodes that compute the same at every run, for the runtime's sake.
+
+    It merges a convolution with what stands around it only if weights and paddings are plain
+    constants; exporters that do not optimise write them as small graphs of shapes and casts.
+
+    Parameters
+    ----------
+    kept : initializers that stay as they are, with the nodes that work on them.
+    """
+    clean = ir.from_proto(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(clean)
+    infer(clean)
+    name_cast_types(clean.graph)
+    fold(clean, kept)
+    return ir.to_proto(clean)
 
 
 def _with_functions_inlined(
@@ -189,9 +215,13 @@ def take_constant_branches(graph: ir.Graph) -> int:
     return taken
 
 
-def fold(model: ir.Model) -> int:
-    """Compute every node that depends on constants alone; return how many there were."""
-    graph, known, pending = model.graph, set(model.graph.initializers.values()), []
+def fold(model: ir.Model, kept: Collection[str] = ()) -> int:
+    """Compute every node that depends on constants alone; return how many there were.
+
+    Initializers in `kept` count as no constants, but for their shape.
+    """
+    graph, pending = model.graph, []
+    known = {value for name, value in graph.initializers.items() if name not in kept}
     shapes: dict[ir.Value, NDArray[Any]] = {}
     for node in graph:
         if node.op_type == "Shape" and (found := _static_shape(node)) is not None:

@@ -59,6 +59,11 @@ class Survey:
         """Return what a position of a tensor sees, if it depends on the image."""
         return self._found[1].get(tensor)
 
+    def leading_to(self, results: Collection[str]) -> frozenset[str]:
+        """Return the tensors that some results are computed from, those included."""
+        nodes = self.wiring.before(results, set())
+        return frozenset(name for index in nodes for name in self.wiring.nodes[index].output)
+
     def reaches(self, tensor: str, results: Collection[str]) -> bool:
         """Whether some result depends on every position of a tensor that has a grid."""
         asked = (tensor, frozenset(results))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pellucid.adapters.base import Adapter, Array, Batch, Layer
+from pellucid.adapters.base import Adapter, Array, Batch, Layer, Port
 from pellucid.errors import LayerError, UnsupportedError
 from pellucid.graph.kinds import POOLING
 from pellucid.graph.placement import Placement, in_layout
@@ -59,6 +59,7 @@ class _Item:
     grid : what its positions make, `()` for none.
     container : whether it only holds other layers.
     tensor : in the ONNX form, where that was asked.
+    placed : whether the graph tells where its values lie.
     tokens : whether its values have to be put on the grid.
     """
 
@@ -68,24 +69,30 @@ class _Item:
     grid: tuple[int | None, ...]
     container: bool = False
     tensor: str = ""
+    placed: bool = False
     tokens: bool = False
 
 
-def choose_layer(model: Adapter) -> LayerChoice:
+def choose_layer(model: Adapter, outputs: Sequence[str] = ()) -> LayerChoice:
     """Pick the last layer with a grid before the head, all positions of which reach the score.
 
     Of a residual network that is the output of the last block, not the convolution inside it.
     Of a transformer with a class token it is the input of the last attention, since after it
     only the class token reaches the score; of one that averages its tokens, the last of them.
 
+    Parameters
+    ----------
+    outputs : what the score is made of; the first one where that is not said.
+
     Raises
     ------
     LayerError : no layer has a spatial grid.
     """
+    ends = [port for port in model.outputs if port.name in outputs] or [model.outputs[0]]
     survey = _survey(model)
     if survey is None:
-        return _chosen_by_shapes(model)
-    return _chosen_on_graph(model, survey)
+        return _chosen_by_shapes(model, ends)
+    return _chosen_on_graph(model, survey, ends)
 
 
 def as_grid(
@@ -253,9 +260,13 @@ def _settled(model: Adapter) -> bool:
     return True
 
 
-def _chosen_on_graph(model: Adapter, survey: Survey) -> LayerChoice:
-    results = [model.in_form(model.outputs[0].name)[0]]
-    gridded = [item for item in _before_head(list(_items(model, survey)), model) if item.tensor]
+def _chosen_on_graph(model: Adapter, survey: Survey, ends: Sequence[Port]) -> LayerChoice:
+    results = [model.in_form(port.name)[0] for port in ends]
+    items = list(_items(model, survey))
+    if len(model.outputs) > len(ends):  # what leads to other outputs alone is in nobody's head
+        leading = survey.leading_to(results)
+        items = [item for item in items if item.tensor in leading]
+    gridded = [item for item in _before_head(items, ends) if item.placed]
     if not gridded:
         raise _no_grid()
     last = gridded[-1]
@@ -294,22 +305,22 @@ def _items(model: Adapter, survey: Survey) -> Iterator[_Item]:
         if found is not None:
             size = survey.types[tensor].shape[found.channels]
             tokens = len(survey.types[tensor].shape) != 2 + len(found.grid)
-            yield _Item(name, kind, size, found.grid, container, tensor, tokens)
+            yield _Item(name, kind, size, found.grid, container, tensor, True, tokens)
         elif survey.follows(tensor) or name not in names:
-            yield _Item(name, kind, None, (), container)
+            yield _Item(name, kind, None, (), container, tensor)
         else:
-            yield _plain_item(names[name])
+            yield replace(_plain_item(names[name]), tensor=tensor)
 
 
 # ---- by shapes ------------------------------------------------------------------------------
 
 
-def _chosen_by_shapes(model: Adapter) -> LayerChoice:
+def _chosen_by_shapes(model: Adapter, ends: Sequence[Port]) -> LayerChoice:
     layers = list(model.layers)
     if tokens := _last_mixed_tokens(layers):
         item = replace(_plain_item(tokens), grid=_token_grid(layers, tokens))
         return LayerChoice(tokens.name, _mixed_reason(item))
-    found = _before_head([_plain_item(layer) for layer in layers], model)
+    found = _before_head([_plain_item(layer) for layer in layers], ends)
     if not found:
         raise _no_grid()
     return LayerChoice(found[-1].name, _reason(found[-1]))
@@ -320,10 +331,10 @@ def _plain_item(layer: Layer) -> _Item:
     return _Item(layer.name, layer.kind, channels, layer.grid, layer.container)
 
 
-def _before_head(items: Sequence[_Item], model: Adapter) -> list[_Item]:
-    """Return the layers with a grid that come before a dense output and before final pooling."""
-    kept, output = list(items), model.outputs[0].shape
-    while kept and len(output) > 2 and kept[-1].channels == output[1]:
+def _before_head(items: Sequence[_Item], ends: Sequence[Port]) -> list[_Item]:
+    """Return the layers with a grid that come before dense outputs and before final pooling."""
+    kept, dense = list(items), [port.shape[1] for port in ends if len(port.shape) > 2]
+    while kept and kept[-1].channels in dense:
         kept.pop()  # the dense output itself and what follows it
     last_leaf = ""
     found: list[_Item] = []

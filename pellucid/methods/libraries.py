@@ -31,13 +31,13 @@ class Style:
     relu : whether negative values of class activation maps are cut off.
     finish : from maps of several layers and the size of the network's input to the array.
     pixels : from what a pixel method gives, `(N, C, *spatial)`, to the array.
-    layer : the layer that the library takes when none is named.
+    layer : the layer that the library takes when none is named, by the outputs in the score.
     """
 
     relu: bool
     finish: Callable[[Sequence[Array], Sequence[int]], Array]
     pixels: Callable[[Array], Array] = lambda attribution: attribution
-    layer: Callable[[Adapter], LayerChoice] = choose_layer
+    layer: Callable[[Adapter, Sequence[str]], LayerChoice] = choose_layer
 
 
 def mean_of_layers(maps: Sequence[Array], size: Sequence[int]) -> Array:
@@ -111,11 +111,13 @@ def _largest_channel(attribution: Array) -> Array:
     return np.asarray(np.abs(attribution).max(axis=1))
 
 
-def _last_layer(library: str, *stems: str, nested: bool) -> Callable[[Adapter], LayerChoice]:
+def _last_layer(
+    library: str, *stems: str, nested: bool
+) -> Callable[[Adapter, Sequence[str]], LayerChoice]:
     """Make the choice of the last layer of some kinds, as a library makes it."""
     kinds = {f"{stem}{rank}D" for stem in stems for rank in (1, 2, 3)}
 
-    def choose(model: Adapter) -> LayerChoice:
+    def choose(model: Adapter, _outputs: Sequence[str]) -> LayerChoice:
         for layer in reversed(model.layers):
             if layer.kind in kinds and (nested or "/" not in layer.name):
                 return LayerChoice(layer.name, f"the last convolution, which {library} takes")

@@ -82,6 +82,11 @@ class Objective:
         self._fixed: dict[str, Array] = {}
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the outputs that the score is made of."""
+        return tuple(port.name for port, _ in self._parts)
+
+    @property
     def port(self) -> Port:
         """The output that the labels and the predictions belong to."""
         return self._parts[0][0]

@@ -11,6 +11,7 @@ from pellucid.adapters.torch.adapter import TorchAdapter
 from pellucid.errors import LayerError, UnsupportedError
 from pellucid.methods import layer_choice
 from pellucid.methods.layer_choice import as_grid, choose_layer
+from pellucid.methods.objective import Objective
 from tests.graph.networks import adapter
 from tests.twins import TWINS
 
@@ -82,10 +83,13 @@ def test_the_graph_and_the_shapes_choose_the_same_layer(name, monkeypatch):
 
 
 @pytest.mark.parametrize("framework", ["torch", "keras"])
-def test_of_two_outputs_the_last_layer_that_leads_to_the_first_is_taken(framework):
-    choice = choose_layer(adapter("two_by_two", framework))
+def test_the_last_layer_that_leads_to_the_explained_output_is_taken(framework):
+    model = adapter("two_by_two", framework)
+    choice = choose_layer(model)
     assert choice.name == "relu"  # behind it, upsample and map lead to the other output
     assert "12 channels on 16 x 16" in choice.reason
+    other = Objective(model, {"output:1": 0})
+    assert choose_layer(model, other.outputs).name == "upsample"
 
 
 def test_a_transformer_that_cannot_be_exported_is_judged_by_its_shapes(monkeypatch):
