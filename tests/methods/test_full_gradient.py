@@ -98,7 +98,7 @@ def test_signed_terms_are_spread_over_the_pixels_and_sum_to_what_has_a_place():
     sums = [e.attribution.sum() for e in explanations]
     expected = of_input.sum((1, 2, 3)) + of_biases.sum((1, 2, 3))
     np.testing.assert_allclose(sums, expected, rtol=1e-4)  # of cells of 2 x 2 pixels
-    rest = expected + float(network.dense.bias[1])
+    rest = expected + float(network.dense.bias[1].detach())
     np.testing.assert_allclose([e.score for e in explanations], rest, rtol=1e-4)
 
 
@@ -110,7 +110,8 @@ def test_the_map_is_the_sum_of_magnitudes_scaled_and_resized(scale):
         term = torch.from_numpy(np.abs(term))
         if scale != "none":
             axes = (2, 3) if scale == "channel" else (1, 2, 3)
-            term = (term - term.amin(axes, True)) / (term.amax(axes, True) - term.amin(axes, True))
+            term = term - term.amin(axes, True)
+            term = term / term.amax(axes, True).clamp(min=1e-9)  # a channel may be off
         drawn = nn.functional.interpolate(term, (6, 6), mode="bilinear")
         expected += drawn.sum(1).numpy()
     found = pellucid.explain(network, X, "fullgrad", target=0, scale=scale)
