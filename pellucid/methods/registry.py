@@ -37,6 +37,7 @@ class Method:
     signed : whether the sign of a pixel's value means for or against the target.
     perturbs : whether it asks for predictions of perturbed copies; it then takes a `Subject`.
     onnx : whether it runs on the ONNX engine alone.
+    bends : whether it follows another rule than the derivative at rectifiers.
     like : the libraries whose numbers it can give, and the options that do.
     """
 
@@ -47,6 +48,7 @@ class Method:
     signed: bool = False
     perturbs: bool = False
     onnx: bool = False
+    bends: bool = False
     like: Mapping[str, Mapping[str, Any]] = field(
         default_factory=lambda: {"paper": {}, "captum": {}}
     )
@@ -125,8 +127,8 @@ METHODS = {
         _cam("layer-conductance", conductance.layer_conductance),
         Method("saliency", gradient.saliency),
         Method("input-x-gradient", gradient.input_x_gradient, signed=True),
-        Method("guided-backprop", gradient.guided_backprop),
-        Method("deconvnet", gradient.deconvnet),
+        Method("guided-backprop", gradient.guided_backprop, bends=True),
+        Method("deconvnet", gradient.deconvnet, bends=True),
         Method("integrated-gradients", path.integrated_gradients, signed=True),
         Method("expected-gradients", path.expected_gradients, signed=True, like=_PAPER),
         Method("blur-ig", path.blur_ig, signed=True, like=_PAPER),
@@ -137,7 +139,7 @@ METHODS = {
         ),
         Method("lrp", propagation.lrp, signed=True, onnx=True, like=_PAPER),
         Method("smoothgrad", gradient.smoothgrad, like=_PAPER),
-        Method("guided-grad-cam", guided_cam.guided_grad_cam, layer=True, like=_PAPER),
+        Method("guided-grad-cam", guided_cam.guided_grad_cam, layer=True, bends=True, like=_PAPER),
         _asking("lime", lime.lime, lime={}),
         _asking("kernel-shap", shapley.kernel_shap),
         _asking("shapley-sampling", shapley.shapley_sampling),
