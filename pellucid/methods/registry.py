@@ -40,6 +40,7 @@ class Method:
     perturbs : whether it asks for predictions of perturbed copies; it then takes a `Subject`.
     asks : whether it asks for many predictions and for no gradient.
     onnx : whether it runs on the ONNX engine alone.
+    bends : whether it follows another rule than the derivative at rectifiers.
     like : the libraries whose numbers it can give, and the options that do.
     """
 
@@ -51,6 +52,7 @@ class Method:
     perturbs: bool = False
     asks: bool = False
     onnx: bool = False
+    bends: bool = False
     like: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"paper": {}})
 
     @cached_property
@@ -149,10 +151,12 @@ METHODS = {
             like=_like(captum={}, xplique={}),
         ),
         Method(
-            "guided-backprop", gradient.guided_backprop,
+            "guided-backprop", gradient.guided_backprop, bends=True,
             like=_like(captum={}, pytorch_grad_cam={}, tf_keras_vis={}, xplique={}),
         ),
-        Method("deconvnet", gradient.deconvnet, like=_like(captum={}, xplique={})),
+        Method(
+            "deconvnet", gradient.deconvnet, bends=True, like=_like(captum={}, xplique={})
+        ),
         Method(
             "integrated-gradients", path.integrated_gradients, signed=True,
             like=_like(captum={}, xplique={"rule": "trapezoid"}),
@@ -175,7 +179,7 @@ METHODS = {
             ),
         ),
         Method(
-            "guided-grad-cam", guided_cam.guided_grad_cam, layer=True,
+            "guided-grad-cam", guided_cam.guided_grad_cam, layer=True, bends=True,
             like=_like(captum={"nearest": True}),
         ),
         _asking("lime", lime.lime, lime={}),

@@ -126,7 +126,7 @@ class Region:
             )
         if self.where is None:
             index, sign = resolve(self.target, _mean(scores))
-            inside = scores.argmax(axis=-1) == index
+            inside = scores.argmax(axis=-1) == index if scores.shape[-1] > 1 else _found(scores)
         else:
             inside = self._mask(grid)
             index, sign = resolve(self.target, scores[inside].mean(axis=0))
@@ -189,6 +189,12 @@ class Detection:
         if self.classes is not None and self.classes + self.offset in shape:
             return shape[-1] != self.classes + self.offset
         return shape[0] < shape[1]
+
+
+def _found(scores: Array) -> Any:
+    """Where the only class is likelier than not: a logit above 0, a probability above a half."""
+    only = scores[..., 0]
+    return only > (0.5 if only.min() >= 0 and only.max() <= 1 else 0)
 
 
 def _mean(scores: Array) -> Array:

@@ -189,6 +189,33 @@ def test_what_has_no_export_says_why_and_still_explains(place):
     assert pellucid.explain(model, x, engine="auto")[0].provenance["engine"] == "native"
 
 
+def test_a_rectifier_that_the_framework_does_not_know_is_said(place):
+    import torch
+
+    class Halves(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.head = torch.nn.Conv2d(3, 8, 3), torch.nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return self.head(((y + y.abs()) / 2).mean((2, 3)))  # relu(y)
+
+    x = np.random.default_rng(0).standard_normal((1, 3, 12, 12), np.float32)
+    model = pellucid.load(Halves())
+    other = pellucid.explain(model, x, "guided-backprop", target=1, engine="onnx")[0]
+    one = pellucid.explain(model, x, "guided-backprop", target=1)[0]
+    assert distance(other.attribution, one.attribution) > 0.01
+    assert any("engine='onnx'" in note for note in one.notes)
+    assert not other.notes
+    assert not pellucid.explain(model, x, "saliency", target=1)[0].notes
+    known = pellucid.load(TWINS["plain"].torch())
+    given = TWINS["plain"].inputs(1)[0]
+    pellucid.explain(known, given, engine="onnx")
+    assert not pellucid.explain(known, given, "guided-backprop")[0].notes
+
+
 def test_an_unknown_engine_or_layer_is_said():
     model, x = adapter("plain", "torch"), TWINS["plain"].inputs(1)[0]
     with pytest.raises(InputError, match="'native', 'onnx' or 'auto'"):

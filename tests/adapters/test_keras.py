@@ -162,6 +162,68 @@ def test_rectifier_rules_agree_with_pytorch_for_every_activation(k, name, rule):
     np.testing.assert_allclose(gradient, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
+def _spellings(k):
+    import tensorflow as tf
+
+    zero, cast = tf.zeros_like, tf.cast
+    found = {
+        "times its sign": (lambda x: x * cast(x > 0, x.dtype), F.relu),
+        "sign times it": (lambda x: cast(tf.greater_equal(x, 0), x.dtype) * x, F.relu),
+        "maximum": (lambda x: tf.maximum(x, 0.0), F.relu),
+        "maximum, zeros": (lambda x: tf.maximum(zero(x), x), F.relu),
+        "where": (lambda x: tf.where(x > 0, x, 0.0), F.relu),
+        "where, zeros": (lambda x: tf.where(x <= 0, zero(x), x), F.relu),
+        "leaky where": (lambda x: tf.where(x > 0, x, 0.1 * x), lambda z: F.leaky_relu(z, 0.1)),
+        "elu where": (lambda x: tf.where(x < 0, tf.math.expm1(x), x), F.elu),
+        "of something else": (lambda x: x * cast(x[:, ::-1] > 0, x.dtype), None),
+        "where of two": (lambda x: tf.where(x > 0, x, x[:, ::-1]), None),
+        "where not at zero": (lambda x: tf.where(x > 0, x, 1.0), None),
+    }
+    if k is keras:
+        ops = k.ops
+        found |= {
+            "ops: times its sign": (lambda x: x * ops.cast(x > 0, x.dtype), F.relu),
+            "ops: times its sign, uncast": (lambda x: ops.multiply(x, x > 0), F.relu),
+            "ops: maximum": (lambda x: ops.maximum(x, 0), F.relu),
+            "ops: maximum, zeros": (lambda x: ops.maximum(x, ops.zeros_like(x)), F.relu),
+            "ops: where": (lambda x: ops.where(x > 0, x, 0.0), F.relu),
+            "ops: where, zeros": (lambda x: ops.where(x > 0, x, ops.zeros_like(x)), F.relu),
+        }
+    return found
+
+
+@pytest.mark.parametrize("rule", ["guided", "deconv"])
+@FAMILIES
+def test_rectifier_rules_hold_however_relu_is_written(k, rule):
+    """What is no rectifier keeps its derivative."""
+    values, cotangent = 3 * images(2), images(2, seed=1)
+    outward = torch.from_numpy(cotangent).clamp(min=0)
+    for name, (written, known) in _spellings(k).items():
+
+        class Written(k.layers.Layer):
+            def call(self, x, written=written):
+                return written(x)
+
+            def compute_output_shape(self, shape):
+                return shape
+
+        inputs = k.layers.Input((8, 8, 2))
+        model = KerasAdapter(k.Model(inputs, Written()(inputs)))
+
+        def gradient(model, relu):
+            seed = lambda _: {"output": cotangent}  # noqa: E731
+            return model.pullback(values, seed, ["input"], ["output"], relu)[1]["input"]
+
+        if known is None:
+            expected = gradient(model, "exact")
+        elif rule == "deconv":
+            expected = outward.numpy()
+        else:
+            z = torch.from_numpy(values).requires_grad_()
+            expected = torch.autograd.grad(known(z), z, outward)[0].numpy()
+        np.testing.assert_allclose(gradient(model, rule), expected, atol=1e-6, err_msg=name)
+
+
 @FAMILIES
 def test_mixed_precision_gives_float32_near_the_float32_numbers(k):
     full = small(k)

@@ -49,6 +49,12 @@ def ignored_in_place(x):
     F.relu_(x)
 
 
+def zero_below(x):
+    x = x.clone()
+    x[x < 0] = 0
+    return x
+
+
 SPELLINGS = {
     "module": nn.ReLU(),
     "in-place module": nn.ReLU(inplace=True),
@@ -60,6 +66,16 @@ SPELLINGS = {
     "maximum": lambda x: torch.maximum(x, torch.zeros(())),
     "threshold": lambda x: F.threshold(x, 0.0, 0.0),
     "in place, result ignored": ignored_in_place,
+    "times its sign": lambda x: x * (x > 0),
+    "times its sign, in place": lambda x: x.mul_((x >= 0).float()),
+    "times a cast sign": lambda x: (x > 0).to(x.dtype) * x,
+    "where": lambda x: torch.where(x > 0, x, 0.0),
+    "where, the other way round": lambda x: torch.where(x <= 0, torch.zeros_like(x), x),
+    "where as a method": lambda x: x.where(~(x < 0), torch.zeros(())),
+    "masked_fill": lambda x: x.masked_fill(x < 0, 0),
+    "masked_fill_": lambda x: x.masked_fill_(x.lt(0), 0),
+    "index assignment": zero_below,
+    "max": lambda x: torch.max(x, torch.zeros_like(x)),
     "jit": torch.jit.script(nn.ReLU()),
 }
 
@@ -81,6 +97,42 @@ def test_rectifier_rule_holds_however_relu_is_written(spelling, rule):
     np.testing.assert_allclose(gradient, expected.detach().numpy(), rtol=1e-5, atol=1e-7)
     exact = TorchAdapter(network).pullback(x, one_hot(), ["input"])[1]["input"]
     assert np.abs(exact - gradient).max() > 1e-3 * np.abs(exact).max()
+
+
+CHOICES = {
+    "leaky": (lambda z: torch.where(z > 0, z, 0.1 * z), lambda z: F.leaky_relu(z, 0.1)),
+    "leaky, two masks": (lambda z: torch.where(z < 0, 0.1 * z, z), lambda z: F.leaky_relu(z, 0.1)),
+    "elu": (lambda z: torch.where(z > 0, z, torch.expm1(z)), F.elu),
+    "of two tensors": (lambda z: torch.where(z > 0, z, z.flip(-1)), None),
+    "not at zero": (lambda z: torch.where(z > 0, z, 1.0), None),
+    "a mask of something else": (lambda z: z * (z.flip(-1) > 0), None),
+    "what is below": (lambda z: z * (z < 0), None),
+}
+
+
+@pytest.mark.parametrize("rule", ["guided", "deconv"])
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_choice_by_its_own_sign_is_a_rectifier_where_it_is_one(name, rule):
+    """What is no rectifier keeps its derivative."""
+
+    class Chosen(nn.Module):
+        def __init__(self, function):
+            super().__init__()
+            self.function = function
+
+        def forward(self, x):
+            return self.function(x * 1.0)
+
+    written, known = CHOICES[name]
+    rng = np.random.default_rng(0)
+    x, cotangent = (rng.standard_normal((2, 3, 4, 4)).astype(np.float32) for _ in range(2))
+
+    def gradient(function, rule):
+        model = TorchAdapter(Chosen(function))
+        return model.pullback(x, lambda _: {"output": cotangent}, ["input"], ["output"], rule)[1]
+
+    expected = gradient(known or written, rule if known else "exact")
+    np.testing.assert_allclose(gradient(written, rule)["input"], expected["input"], atol=1e-6)
 
 
 @pytest.mark.parametrize("wrt", [["norm"], ["norm", "conv", "input"], ["act"]])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import pellucid
 from pellucid.adapters.onnx.adapter import OnnxAdapter
@@ -204,6 +205,62 @@ def test_batch_normalisation_is_merged_whichever_way_it_is_written():
     maps = [lrp(m, X, Objective(m, 1), rule="gamma")
             for m in (exported(network(conv, norm), X), exported(network(merged), X))]  # fmt: skip
     np.testing.assert_allclose(*maps, atol=1e-5 * np.abs(maps[0]).max())
+
+
+class Affine(nn.Module):
+    """The same network with what follows its layers in them, or in operators of their own."""
+
+    def __init__(self, apart):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.up = nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 6, 2, groups=2)
+        self.dense = nn.Linear(6, 3)
+        self.apart = apart
+        self.vectors = [1 + torch.rand(size) for size in (4, 4, 6, 6, 3, 3)]
+
+    def forward(self, x):
+        a, b, c, d, e, f = self.vectors
+        if self.apart:
+            x = (self.conv(x) * a[:, None, None]).transpose(1, 3) - b
+            x = self.up(x.transpose(1, 3).relu())
+            x = (x / c[:, None, None] + d[:, None, None]).relu().mean((2, 3))
+            return (f - self.dense(x)[:, None] * e).squeeze(1)
+        x = F.conv2d(x, self.conv.weight * a[:, None, None, None], self.conv.bias * a - b).relu()
+        weight = (self.up.weight.reshape(2, 2, 3, 2, 2) / c.reshape(2, 1, 3, 1, 1)).reshape(
+            4, 3, 2, 2
+        )
+        x = F.conv_transpose2d(x, weight, self.up.bias / c + d, groups=2).relu().mean((2, 3))
+        return F.linear(x, -self.dense.weight * e[:, None], f - self.dense.bias * e)
+
+
+@pytest.mark.parametrize("rule", ["gamma", "z-plus", "composite"])
+def test_what_follows_a_layer_counts_as_part_of_it(rule):
+    apart, within = (exported(Affine(one), X) for one in (True, False))
+    objectives = Objective(apart, 1), Objective(within, 1)
+    maps = [lrp(m, X, o, rule=rule) for m, o in zip((apart, within), objectives, strict=True)]
+    np.testing.assert_allclose(objectives[0].scores, objectives[1].scores, rtol=1e-5)
+    np.testing.assert_allclose(*maps, atol=1e-5 * np.abs(maps[0]).max())
+    assert np.abs(maps[0]).max() > 0
+
+
+def test_what_has_another_reader_stays_apart():
+    """A factor behind a fork is not the layer's; the other branch would get it too."""
+
+    class Forked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.dense = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return self.dense((y * 3 + y.relu()).mean((2, 3)))
+
+    model = exported(Forked(), X)
+    objective = Objective(model, 1)
+    lrp(model, X, objective, rule="epsilon")
+    expected = Forked().eval()(torch.from_numpy(X))[:, 1].detach().numpy()
+    np.testing.assert_allclose(objective.scores, expected, rtol=1e-5)
 
 
 def test_pytorch_models_go_through_their_onnx_form_and_stay_what_they_are():

@@ -79,6 +79,14 @@ def test_of_two_classes_the_map_is_the_difference_of_their_maps():
     assert explained.probability is None
 
 
+def test_the_region_of_an_only_class_is_where_it_is_likelier_than_not():
+    logits = np.array([[[2.0], [-1.0], [4.0], [-3.0]]])  # (1, 4 positions, 1 class)
+    for scores in (logits[0], 1 / (1 + np.exp(-logits[0]))):
+        functional = np.zeros_like(scores)
+        Region().write(scores, functional, lambda *_: (0, 1.0))
+        np.testing.assert_allclose(functional[:, 0], [0.5, 0, 0.5, 0])
+
+
 def test_region_is_the_mean_of_a_class_inside():
     values = {"logits": np.random.default_rng(0).standard_normal((2, 3, 4, 6)).astype(np.float32)}
     mask = np.zeros((8, 12))

@@ -7,7 +7,8 @@ layer, an Activation, fused into a convolution, an operation, shared or nested.
 The policy is that of `pellucid.adapters.torch.rectifiers`: `guided` sets negative cotangents to
 zero and then applies the exact derivative; `deconv` does not apply the derivative. TensorFlow
 has no operation for GELU, SiLU, Mish, hard-swish and PReLU; they are recognised by what they are,
-`x` times a gate made of `x` alone.
+`x` times a gate made of `x` alone. So are `x * (x > 0)`, and `where(x > 0, x, ...)` with zero or a
+function of `x` alone as the alternative.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from pellucid.adapters.base import Rectifier
 __all__ = ["bent_rectifiers", "find_rectifiers"]
 
 _SINGLE = frozenset(("Relu", "Relu6", "LeakyRelu", "Elu", "Selu"))
-_GATES = frozenset(("Sigmoid", "Tanh", "Erf", "Erfc", "Relu6"))
+_ABOVE, _BELOW = ("Greater", "GreaterEqual"), ("Less", "LessEqual")
+_GATES = frozenset(("Sigmoid", "Tanh", "Erf", "Erfc", "Relu6", *_ABOVE))
 _ELEMENTWISE = _GATES | frozenset((
     "Add", "AddV2", "Sub", "Mul", "RealDiv", "Pow", "Square", "Neg", "Softplus", "Exp", "Log1p",
-    "Minimum", "Maximum", "Relu", "Identity", "Cast",
+    "Minimum", "Maximum", "Relu", "Identity", "Cast", "Elu", "Expm1",
 ))  # fmt: skip
 _ATTRIBUTE = "_gradient_op_type"
 _registered: dict[str, str] = {}
@@ -87,6 +89,8 @@ def _composite(op: Any) -> Found | None:
             inner = _gate_of(gate, source)
             if inner is not None:
                 return Found(op, operand, factor, inner)
+    if op.type in ("Select", "SelectV2"):
+        return _choice(op)
     if op.type in ("Add", "AddV2", "Sub"):  # relu(x) +- alpha * relu(-x), Keras's PReLU
         return _parametric(op)
     if op.type == "IdentityN" and _gradient_name(op) != op.type:  # tf.nn.silu, with its own rule
@@ -98,19 +102,38 @@ def _composite(op: Any) -> Found | None:
     return None
 
 
+def _choice(op: Any) -> Found | None:
+    """Recognise `where(x > 0, x, ...)`, and `where(x < 0, ..., x)`."""
+    condition = op.inputs[0].op
+    if condition.type not in (*_ABOVE, *_BELOW) or not _is_zero(condition.inputs[1]):
+        return None
+    source, operand = condition.inputs[0], 1 if condition.type in _ABOVE else 2
+    other = op.inputs[3 - operand]
+    if op.inputs[operand] is not source:
+        return None
+    inner = () if _is_zero(other) else _made_of(other, source) or None
+    return None if inner is None else Found(op, operand, inner=inner)
+
+
 def _gate_of(tensor: Any, source: Any) -> tuple[Any, ...] | None:
     """Return the operations of a gate that is made of `source` alone, or None if it is none."""
+    inner = _made_of(tensor, source)
+    return inner if inner and any(op.type in _GATES for op in inner) else None
+
+
+def _made_of(tensor: Any, source: Any) -> tuple[Any, ...] | None:
+    """Return the operations between, or None if anything but `source` and constants enters."""
     waiting: list[Any] = [tensor]
     inner: list[Any] = []
     while waiting:
         current = waiting.pop()
-        if current is source or _constant(current) is not None:
+        if current is source or _is_zero(current) or _constant(current) is not None:
             continue
         if current.op.type not in _ELEMENTWISE or len(inner) > 24:
             return None
         inner.append(current.op)
         waiting.extend(current.op.inputs)
-    return tuple(inner) if any(op.type in _GATES for op in inner) else None
+    return tuple(inner)
 
 
 def _parametric(op: Any) -> Found | None:
@@ -141,6 +164,10 @@ def _constant(tensor: Any) -> Any:
 
 
 def _is_zero(tensor: Any) -> bool:
+    if tensor.op.type == "ZerosLike":
+        return True
+    if tensor.op.type == "Fill":  # of a shape that is known when it runs
+        tensor = tensor.op.inputs[1]
     value = _constant(tensor)
     return value is not None and not value.any()
 

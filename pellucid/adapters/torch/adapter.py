@@ -26,6 +26,7 @@ from pellucid.adapters.base import (
     normalised_moments,
     numbered,
 )
+from pellucid.adapters.torch.gates import Gates
 from pellucid.adapters.torch.observe import (
     FinalActivations,
     Keeper,
@@ -257,9 +258,11 @@ class TorchAdapter(Adapter):
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         recording = (torch.inference_mode(False), torch.enable_grad())
         with self._lock, recording[0], recording[1], undisturbed(self.module):
-            found = self._forward(x, Keeper({*fetch, *wrt}, wrt))
+            gates = Gates()
+            with nullcontext() if relu == "exact" else gates:
+                found = self._forward(x, Keeper({*fetch, *wrt}, wrt))
             values = {name: _numpy(found[name].value) for name in fetch}
-            gradients = _backward(found, seed(values), wrt, relu)
+            gradients = _backward(found, seed(values), wrt, relu, gates.found)
             return values, {name: _numpy(g) for name, g in zip(wrt, gradients, strict=True)}
 
     def _forward(self, x: tuple[Array, ...], keeper: Keeper) -> dict[str, Kept]:
@@ -315,6 +318,7 @@ def _backward(
     cotangents: Mapping[str, Array],
     wrt: Sequence[str],
     relu: Rectifier,
+    gated: Mapping[Any, int],
 ) -> list[Tensor]:
     points: dict[str, Any] = {
         n: p for n in (*cotangents, *wrt) if (p := found[n].point) is not None
@@ -323,7 +327,7 @@ def _backward(
     inputs = [name for name in wrt if name in points]
     gradients: dict[str, Tensor | None] = {}
     if starts and inputs:
-        bend_rectifiers([points[name] for name in starts], relu)
+        bend_rectifiers([points[name] for name in starts], relu, gated)
         seeds = [torch.tensor(cotangents[name]).to(found[name].value) for name in starts]
         try:
             results = torch.autograd.grad(

@@ -100,6 +100,7 @@ def probe(
             "preprocess={'size': (height, width)}."
         )
     free = _takes_other_size(module, shapes)
+    parameters += [""] * (len(shapes) - len(parameters))  # a batch may fill optional ones too
     inputs = tuple(
         Port(numbered("input", index), (None, shape[1], *_sizes(shape[2:], free)), name)
         for index, (shape, name) in enumerate(zip(shapes, parameters, strict=True))

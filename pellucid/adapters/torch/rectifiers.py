@@ -11,7 +11,7 @@ apply the derivative (1412.6806, 1311.2901).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.autograd.graph import GradientEdge
 
 from pellucid.adapters.base import Rectifier
 
-__all__ = ["bend_rectifiers"]
+__all__ = ["bend_rectifiers", "is_zero"]
 
 _RECTIFIERS = frozenset((
     "ReluBackward0", "LeakyReluBackward0", "PreluKernelBackward0", "EluBackward0",
@@ -39,19 +39,25 @@ _LOWER_BOUND = {
 }
 
 
-def bend_rectifiers(starts: Iterable[Tensor | GradientEdge], rule: Rectifier) -> None:
-    """Register the rule on every rectifier from these points of the graph back to its leaves."""
+def bend_rectifiers(
+    starts: Iterable[Tensor | GradientEdge], rule: Rectifier, gated: Mapping[Any, int]
+) -> None:
+    """Register the rule on every rectifier from these points of the graph back to its leaves.
+
+    `gated` are further nodes that are rectifiers, see `pellucid.adapters.torch.gates`: node ->
+    which of its inputs is rectified.
+    """
     if rule == "exact":
         return
     for node in _nodes(starts):
-        if not _is_rectifier(node):
+        if node not in gated and not _is_rectifier(node):
             continue
         if rule == "guided" and node.name() == "ReluBackward0":
             node.register_hook(_clipped)
         elif rule == "guided":
             node.register_prehook(_positive)
         else:
-            node.register_hook(_passed_on)
+            node.register_hook(_to_one(gated[node]) if node in gated else _passed_on)
 
 
 def _nodes(starts: Iterable[Tensor | GradientEdge]) -> Iterator[Any]:
@@ -73,13 +79,14 @@ def _is_rectifier(node: Any) -> bool:
     if name in _RECTIFIERS:
         return True
     if name in _LOWER_BOUND:
-        return _is_zero(getattr(node, _LOWER_BOUND[name], None))
+        return is_zero(getattr(node, _LOWER_BOUND[name], None))
     if name == "MaximumBackward0":  # torch.maximum(x, zeros)
-        return _is_zero(node._saved_other) or _is_zero(node._saved_self)
+        return is_zero(node._saved_other) or is_zero(node._saved_self)
     return False
 
 
-def _is_zero(value: Any) -> bool:
+def is_zero(value: Any) -> bool:
+    """Whether a value is a constant of zeros."""
     if isinstance(value, Tensor):
         return not value.requires_grad and not bool(value.detach().any())
     return value is not None and value == 0
@@ -111,3 +118,15 @@ def _passed_on(
         None if gradient is None else positive if gradient.shape == positive.shape else gradient
         for gradient in inward
     )
+
+
+def _to_one(index: int) -> Callable[..., tuple[Tensor | None, ...]]:
+    """Pass on to one of several inputs that follow from the same tensor."""
+
+    def hook(
+        inward: tuple[Tensor | None, ...], outward: tuple[Tensor | None, ...]
+    ) -> tuple[Tensor | None, ...]:
+        passed = _passed_on(inward, outward)
+        return tuple(one if i == index or one is None else one * 0 for i, one in enumerate(passed))
+
+    return hook
