@@ -141,10 +141,6 @@ METHODS = {
         ),
         _cam("recipro-cam", forward_cam.recipro_cam, asks=True),
         _cam("layer-conductance", conductance.layer_conductance),
-        Method(
-            "fullgrad", full_gradient.full_grad, pixels=False, onnx=True,
-            like=_like(pytorch_grad_cam={"merged": False, "bounded": False}),
-        ),
         Method("saliency", gradient.saliency, like=_like(captum={}, tf_keras_vis={}, xplique={})),
         Method(
             "input-x-gradient", gradient.input_x_gradient, signed=True,
@@ -165,6 +161,10 @@ METHODS = {
         Method("blur-ig", path.blur_ig, signed=True),
         Method("guided-ig", path.guided_ig, signed=True),
         Method("xrai", xrai.xrai, pixels=False),
+        Method(
+            "fullgrad", full_gradient.full_grad, pixels=False, onnx=True,
+            like=_like(pytorch_grad_cam={"merged": False, "bounded": False}),
+        ),
         Method("deeplift", propagation.deep_lift, signed=True, onnx=True, like=_like(captum={})),
         Method(
             "lrp", propagation.lrp, signed=True, onnx=True, like=_like(captum={"rule": "epsilon"})
