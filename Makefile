@@ -31,6 +31,8 @@ tests: $(INSTALLED) $(NODE) $(BROWSER)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.grad_cam
 	$(BIN)/python -m benchmarks.compiled
+	$(BIN)/python -m benchmarks.methods
+	$(BIN)/python -m benchmarks.lime
 
 # The cases of tests/conformance against the other libraries; writes docs/conformance.md.
 conformance: $(INSTALLED)

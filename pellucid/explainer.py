@@ -14,11 +14,11 @@ import numpy as np
 from pellucid.adapters.base import Adapter, Array
 from pellucid.adapters.engine import Engine, engine_for
 from pellucid.adapters.load import load
-from pellucid.errors import MethodError, nearest
+from pellucid.errors import MethodError
 from pellucid.explanation import Explanation
 from pellucid.images import Prepared, resize_map
-from pellucid.methods.cam import LIKE, CamStyle, maximum_of_layers, mean_of_layers
-from pellucid.methods.diagnosis import Diagnosis, diagnose, symptom
+from pellucid.methods.diagnosis import Diagnosis, diagnose, shortfall, symptom
+from pellucid.methods.libraries import Style, maximum_of_layers, mean_of_layers, style_of
 from pellucid.methods.objective import Objective, Space, probabilities
 from pellucid.methods.registry import Method, method_named
 from pellucid.methods.smooth import smoothed
@@ -58,6 +58,7 @@ def explain(
         `"layer-conductance"`;
         `"saliency"`, `"input-x-gradient"`, `"guided-backprop"`, `"deconvnet"`,
         `"integrated-gradients"`, `"expected-gradients"`, `"blur-ig"`, `"guided-ig"`, `"xrai"`,
+        `"fullgrad"`,
         `"deeplift"` and `"lrp"` (both on the ONNX engine), `"smoothgrad"`; `"guided-grad-cam"`.
         By predictions alone: `"lime"`, `"kernel-shap"`, `"shapley-sampling"`, `"rise"`,
         `"occlusion"`, `"hierarchical-occlusion"`, `"sobol"`; and `"meaningful-perturbation"`.
@@ -67,8 +68,8 @@ def explain(
         `(score, cotangent)`. A mapping `{"output:1": target}` chooses among several outputs.
     layer : name of the layer or layers to look at; None picks one and says why.
     space : `"logit"` explains the score before a final softmax or sigmoid, `"probability"` after.
-    like : `"captum"`, `"pytorch-grad-cam"`, `"tf-keras-vis"`: the array that this library gives;
-        None and `"paper"`: the paper's definition.
+    like : `"captum"`, `"pytorch-grad-cam"`, `"tf-keras-vis"`, `"torch-cam"`, `"xplique"`, `"lime"`:
+        the array that this library gives; None and `"paper"`: the paper's definition.
     seed : governs all randomness of the call.
     top : how many predictions the explanation lists.
     engine : what computes. `"native"`: the model's own framework, the reference. `"onnx"`:
@@ -132,7 +133,8 @@ def explain(
         made = smoothed(found.function, *asked, arguments, keywords, seed=seed, **smoothing)
     else:
         made = found.function(*asked, *arguments, **keywords)
-    attribution = made if found.pixels else style.finish(made, prepared.batch[0].shape[2:])
+    size = prepared.batch[0].shape[2:]
+    attribution = style.pixels(made) if found.pixels else style.finish(made, size)
     seconds = time.perf_counter() - began
     shared: dict[str, Any] = {
         "method": method,
@@ -146,7 +148,8 @@ def explain(
         },
     }
     by_class = _class_probabilities(objective)
-    strengths = [_strength(found, one) for one in attribution]
+    channels = found.pixels and attribution.ndim == made.ndim
+    strengths = [_strength(found, one, channels) for one in attribution]
     symptoms = [symptom(*both) for both in zip(attribution, strengths, strict=True)]
     ill = diagnose(adapter, prepared.batch, objective, symptoms, attribution, layers)
     explanations = [
@@ -187,10 +190,10 @@ def _class_probabilities(objective: Objective) -> Array:
     return mean
 
 
-def _style(method: Method, like: str | None, fuse: str | None) -> CamStyle:
-    """Choose how maps become the array."""
+def _style(method: Method, like: str | None, fuse: str | None) -> Style:
+    """Choose how what the method gives becomes the array."""
     _check_like(method, like)
-    style = LIKE[like or "paper"]
+    style = style_of(like or "paper", method.name)
     if fuse is None:
         return style
     if fuse not in _FUSIONS:
@@ -208,8 +211,12 @@ def _engine(asked: Engine | None, method: Method, adapter: Adapter, like: str | 
 
 def _check_like(method: Method, like: str | None) -> None:
     if like is not None and like not in method.like:
+        known = ", ".join(map(repr, method.like))
         raise MethodError(
-            f"like={like!r}: {method.name} does not know this library. {nearest(like, method.like)}"
+            f"like={like!r}: {method.name} is not known to give this library's array. It gives "
+            f"those of {known}."
+            if len(method.like) > 1
+            else f"like={like!r}: {method.name} gives the paper's array alone: leave like= out."
         )
 
 
@@ -277,7 +284,7 @@ def _by_perturbation(
 
 
 def _layers(
-    adapter: Adapter, style: CamStyle, layer: str | Sequence[str] | None, outputs: Sequence[str]
+    adapter: Adapter, style: Style, layer: str | Sequence[str] | None, outputs: Sequence[str]
 ) -> tuple[tuple[str, ...], str | None]:
     """Return the layers to look at, and why, if they were not named."""
     if layer is None:
@@ -327,41 +334,28 @@ def _told(
     """Return notes and details of one image, for its Explanation."""
     details = {name: values[index] for name, values in objective.details.items()}
     notes = []
+    ill = ill or shortfall(details, float(objective.scores[index]))
     if ill is not None:
         notes.append(ill.words)
         details["diagnosis"] = ill.kind
-    elif note := _integration(details, float(objective.scores[index])):
-        notes.append(note)
-        details["diagnosis"] = "integration"
     if prepared.preprocess is not None and prepared.preprocess.assumed:
         notes.append(f"Preprocessing: {prepared.preprocess.reason}.")
     return {"notes": (*notes, *adapter.notes), "details": details}
 
 
-def _integration(details: dict[str, Any], score: float) -> str:
-    """Say where a path was walked in too few steps for its sum to be right."""
-    if "convergence_delta" not in details:
-        return ""
-    delta, difference = float(details["convergence_delta"]), score - details["baseline_score"]
-    if abs(delta) <= max(0.05 * abs(difference), 1e-4):
-        return ""
-    return (
-        f"The attributions sum to {difference + delta:.4g}, the scores differ by {difference:.4g}: "
-        "the path was walked too coarsely. Take more steps (or samples)."
-    )
-
-
-def _strength(method: Method, attribution: Array) -> Array:
+def _strength(method: Method, attribution: Array, channels: bool) -> Array:
     """Return what is drawn of one image's attribution, before it is scaled: `(*grid)`.
 
     Over pixels the channels are summed, or without a sign their largest magnitude is taken; of
-    other maps what is positive is drawn.
+    other maps what is positive is drawn. `channels` says whether the first axis is theirs.
     """
     if not np.isfinite(attribution).all():
-        return np.zeros(attribution.shape[1:] if method.pixels else attribution.shape, np.float32)
+        return np.zeros(attribution.shape[1:] if channels else attribution.shape, np.float32)
     if not method.pixels:
         return np.maximum(attribution, 0)
-    drawn: Array = attribution.sum(axis=0) if method.signed else np.abs(attribution).max(axis=0)
+    drawn: Array = attribution if method.signed else np.abs(attribution)
+    if channels:
+        drawn = drawn.sum(axis=0) if method.signed else drawn.max(axis=0)
     return drawn
 
 

@@ -54,7 +54,7 @@ class Asking:
         """
         function = _LIKE.get(like or "", method.function)
         known = Method(method.name, function)
-        keywords = known.checked(options, COMMON)
+        keywords = {**method.like[like or "paper"], **known.checked(options, COMMON)}
         common = {name: options[name] for name in COMMON if name in options}
         return cls(known, like, keywords, seed, **common)
 

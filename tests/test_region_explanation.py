@@ -183,6 +183,6 @@ def test_the_command_says_what_is_wrong(folder, capsys):
     assert main([*given, "lime", "--option", "num_samples=none"]) == 2
     assert main([*given, "occlusion", "--option", "window=99"]) == 2
     said = capsys.readouterr().err.splitlines()
-    assert "rise does not know this library" in said[0]
+    assert "rise gives the paper's array alone" in said[0]
     assert "num_samples='none' must be a whole number" in said[1]
     assert "larger than the image 32 x 32" in said[2]

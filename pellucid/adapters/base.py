@@ -224,6 +224,35 @@ class Adapter(ABC):
         """
         return {}
 
+    def biases(self, *, merged: bool = True) -> Mapping[str, Array]:
+        """What the network adds of its own: `{name: array}`.
+
+        A name stands for the sum that the bias is part of, before any activation; it can be fetched
+        and differentiated like a layer, and the array, `(1, C, 1, 1)` say, broadcasts to its value.
+        Batch normalisation adds `beta - mean gamma / sqrt(variance + epsilon)`.
+
+        Parameters
+        ----------
+        merged : count a bias where its sum ends, whichever way convolution and normalisation are
+            written; otherwise where it is added.
+
+        Raises
+        ------
+        UnsupportedError : the model's own framework computes, which does not tell.
+        """
+        raise UnsupportedError(
+            "Biases are read from the ONNX form: explain the model with engine='onnx'."
+        )
+
+    def bounds(self) -> Mapping[str, tuple[float, ...]]:
+        """Where activations are cut off at another value than zero: `{name: bounds}`.
+
+        The names are as in `biases`; where the value is one of the bounds, it is a constant.
+        """
+        raise UnsupportedError(
+            "Bounds are read from the ONNX form: explain the model with engine='onnx'."
+        )
+
     @property
     def training(self) -> bool:
         """Whether the model is in training mode; it is run in evaluation mode all the same."""

@@ -49,7 +49,7 @@ _METHODS = (
     "grad-cam (the default), grad-cam++, xgrad-cam, hires-cam, layer-cam, eigen-cam, "
     "eigengrad-cam, score-cam, ablation-cam, recipro-cam, layer-conductance; saliency, "
     "input-x-gradient, guided-backprop, deconvnet, integrated-gradients, "
-    "expected-gradients, blur-ig, guided-ig, xrai, deeplift, lrp, smoothgrad; "
+    "expected-gradients, blur-ig, guided-ig, xrai, fullgrad, deeplift, lrp, smoothgrad; "
     "guided-grad-cam; lime, kernel-shap, shapley-sampling, rise, occlusion, "
     "hierarchical-occlusion, sobol, meaningful-perturbation"
 )
@@ -84,8 +84,8 @@ def parser() -> Parser:
     what.add_argument(
         "--like",
         metavar="LIBRARY",
-        help="give the numbers of captum, pytorch-grad-cam, tf-keras-vis or lime; by default the "
-        "paper's",
+        help="give the numbers of captum, pytorch-grad-cam, tf-keras-vis, torch-cam, xplique or "
+        "lime; by default the paper's",
     )
     what.add_argument(
         "--option",

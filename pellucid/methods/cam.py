@@ -1,36 +1,21 @@
 """Class activation maps by gradients.
 
-Source: Selvaraju et al., Grad-CAM, 1610.02391. How the libraries' numbers differ from the paper's
-and from each other is in the table `LIKE`.
+Source: Selvaraju et al., Grad-CAM, 1610.02391. What the libraries make of such maps is in
+`pellucid.methods.libraries`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
-from scipy.ndimage import zoom
 
 from pellucid.adapters.base import Adapter, Array, Batch
-from pellucid.errors import LayerError
-from pellucid.images import resize_map
-from pellucid.methods.layer_choice import LayerChoice, as_grid, choose_layer
+from pellucid.errors import MethodError
+from pellucid.methods.layer_choice import as_grid
 from pellucid.methods.objective import Objective
 
-__all__ = [
-    "LIKE",
-    "CamStyle",
-    "grad_cam",
-    "grad_cam_plus_plus",
-    "hires_cam",
-    "layer_cam",
-    "mean_of_layers",
-    "resized",
-    "xgrad_cam",
-]
-
+__all__ = ["grad_cam", "grad_cam_plus_plus", "hires_cam", "layer_cam", "xgrad_cam"]
 
 Weigh = Callable[[Array, Array], Array]
 
@@ -97,7 +82,13 @@ def grad_cam(
 
 
 def grad_cam_plus_plus(
-    model: Adapter, x: Batch, objective: Objective, layers: Sequence[str], *, relu: bool = True
+    model: Adapter,
+    x: Batch,
+    objective: Objective,
+    layers: Sequence[str],
+    *,
+    relu: bool = True,
+    formula: str = "paper",
 ) -> list[Array]:
     """Weigh channels by their positive gradients, each with a weight of its own.
 
@@ -105,25 +96,65 @@ def grad_cam_plus_plus(
     `sum(alpha relu(g))`: the paper's closed form for an exponential of the score, without the
     common factor `exp(score)`, which no scaled map can show.
 
+    Parameters
+    ----------
+    formula : of the channel's weight, as a library has it: `"paper"`; `"pytorch-grad-cam"` adds
+        1e-6 to the denominator; `"tf-keras-vis"` divides alpha by its sum and keeps `exp(score)`;
+        `"xplique"` has means in place of both sums; `"torch-cam"` has `alpha = g^2`.
+
     Source
     ------
     Chattopadhay et al., "Grad-CAM++", WACV 2018, 1710.11063.
     """
+    if formula not in _PLUS_PLUS:
+        raise MethodError(f"formula={formula!r} is unknown: {', '.join(_PLUS_PLUS)}.")
+    maps = _class_activation_maps(
+        model, x, objective, layers, relu, lambda a, g: _PLUS_PLUS[formula](a, g) * a
+    )
+    if formula == "tf-keras-vis":
+        factors = np.exp(objective.scores.astype(np.float32))
+        maps = [m * factors.reshape(-1, *[1] * (m.ndim - 1)) for m in maps]
+    return maps
 
-    def weigh(activation: Array, gradient: Array) -> Array:
-        square = gradient**2
-        denominator = 2 * square + _sum(activation) * square * gradient
-        usable = (gradient != 0) & (np.abs(denominator) > 1e-12)
-        alpha = np.where(usable, square / np.where(usable, denominator, 1), 0)
-        return _sum(alpha * np.maximum(gradient, 0)) * activation
 
-    return _class_activation_maps(model, x, objective, layers, relu, weigh)
+def _alpha(sums: Array, g: Array, least: float = 1e-12, added: float = 0.0) -> Array:
+    """Return `g^2 / (2 g^2 + sums g^3 + added)`, zero where it is none."""
+    denominator = 2 * g**2 + sums * g**3 + np.float32(added)
+    usable = (g != 0) & (np.abs(denominator) > least)
+    alpha = np.where(usable, g**2 / np.where(usable, denominator, 1), 0)
+    return np.asarray(alpha, np.float32)
+
+
+def _shared_out(a: Array, g: Array) -> Array:
+    alpha = _alpha(_sum(a), g, 0)
+    total = _sum(alpha)
+    share = np.asarray(alpha / np.where(total == 0, 1, total), np.float32)
+    return _sum(share * np.maximum(g, 0))
+
+
+_PLUS_PLUS: dict[str, Weigh] = {
+    "paper": lambda a, g: _sum(_alpha(_sum(a), g) * np.maximum(g, 0)),
+    "pytorch-grad-cam": lambda a, g: _sum(_alpha(_sum(a), g, 0, 1e-6) * np.maximum(g, 0)),
+    "tf-keras-vis": _shared_out,
+    "xplique": lambda a, g: _mean(_alpha(_mean(a), g, 0) * np.maximum(g, 0)),
+    "torch-cam": lambda a, g: _sum(g**2 * np.maximum(g, 0)),
+}
 
 
 def xgrad_cam(
-    model: Adapter, x: Batch, objective: Objective, layers: Sequence[str], *, relu: bool = True
+    model: Adapter,
+    x: Batch,
+    objective: Objective,
+    layers: Sequence[str],
+    *,
+    relu: bool = True,
+    epsilon: float = 1e-7,
 ) -> list[Array]:
     """Weigh channels by their gradient, averaged with the activation as weight.
+
+    Parameters
+    ----------
+    epsilon : added to the sum of a channel before it divides.
 
     Source
     ------
@@ -131,7 +162,8 @@ def xgrad_cam(
     """
 
     def weigh(activation: Array, gradient: Array) -> Array:
-        return _sum(gradient * activation) / (_sum(activation) + np.float32(1e-7)) * activation
+        share = _sum(gradient * activation) / (_sum(activation) + np.float32(epsilon))
+        return share * activation
 
     return _class_activation_maps(model, x, objective, layers, relu, weigh)
 
@@ -160,93 +192,3 @@ def layer_cam(
     return _class_activation_maps(
         model, x, objective, layers, relu, lambda a, g: np.maximum(g, 0) * a
     )
-
-
-@dataclass(frozen=True)
-class CamStyle:
-    """How a library makes its array from the maps.
-
-    Attributes
-    ----------
-    relu : whether negative values are cut off.
-    finish : from maps of several layers and the size of the network's input to the array.
-    layer : the layer that the library takes when none is named, by the outputs in the score.
-    """
-
-    relu: bool
-    finish: Callable[[Sequence[Array], Sequence[int]], Array]
-    layer: Callable[[Adapter, Sequence[str]], LayerChoice] = choose_layer
-
-
-def mean_of_layers(maps: Sequence[Array], size: Sequence[int]) -> Array:
-    """Average the maps on the finest grid, each scaled to a maximum of one; one stays raw."""
-    return _fused(maps, lambda stack: stack.mean(axis=0))
-
-
-def maximum_of_layers(maps: Sequence[Array], size: Sequence[int]) -> Array:
-    """Take the maximum of the maps on the finest grid, each scaled to a maximum of one."""
-    return _fused(maps, lambda stack: stack.max(axis=0))
-
-
-def _fused(maps: Sequence[Array], fuse: Callable[[Array], Array]) -> Array:
-    if len(maps) == 1:
-        return maps[0]
-    finest = max((m.shape[1:] for m in maps), key=np.prod)
-    peaks: list[Array] = [_over_positions(np.max, np.abs(m)) for m in maps]
-    scaled = [m / np.where(p > 0, p, np.float32(1)) for m, p in zip(maps, peaks, strict=True)]
-    return fuse(np.stack([resized(np.asarray(m, np.float32), finest) for m in scaled]))
-
-
-def _as_pytorch_grad_cam(maps: Sequence[Array], size: Sequence[int]) -> Array:
-    """Scale each map to [0, 1], resize it to the input, average the layers, scale again.
-
-    Pictures are resized linearly, volumes by corner-aligned cubic splines.
-    """
-
-    def scaled(maps: Array) -> Array:
-        shifted = maps - _over_positions(np.min, maps)
-        return shifted / (1e-7 + _over_positions(np.max, shifted))
-
-    enlarged = resized if len(size) == 2 else partial(_zoomed, order=3)
-    drawn = np.stack([enlarged(scaled(np.maximum(m, 0)), size) for m in maps])
-    return scaled(np.maximum(drawn, 0).mean(axis=0))
-
-
-def _as_tf_keras_vis(maps: Sequence[Array], size: Sequence[int]) -> Array:
-    """Resize by corner-aligned linear interpolation, then scale to [0, 1]."""
-    if len(maps) > 1:
-        raise LayerError("tf-keras-vis draws one layer at a time: name one, or leave like= out.")
-    drawn = _zoomed(maps[0], size, order=1)
-    shifted = drawn - _over_positions(np.min, drawn)
-    spread = _over_positions(np.max, drawn) - _over_positions(np.min, drawn)
-    return np.asarray(shifted / (spread + 1e-7), np.float32)
-
-
-def _last_convolution(model: Adapter, _outputs: Sequence[str]) -> LayerChoice:
-    for layer in reversed(model.layers):
-        if layer.kind in ("Conv1D", "Conv2D", "Conv3D"):  # it passes over other convolutions
-            return LayerChoice(layer.name, "the last convolution, which tf-keras-vis takes")
-    raise LayerError("This model has no convolution, and tf-keras-vis would need one.")
-
-
-def _over_positions(reduce: Callable[..., Array], maps: Array) -> Array:
-    return reduce(maps, axis=tuple(range(1, maps.ndim)), keepdims=True)
-
-
-def resized(maps: Array, size: Sequence[int]) -> Array:
-    """Draw maps `(N, *grid)` on another grid, half-pixel linear."""
-    return np.stack([resize_map(m, size) for m in maps])
-
-
-def _zoomed(maps: Array, size: Sequence[int], order: int) -> Array:
-    """Resize by corner-aligned splines."""
-    factors = [want / have for want, have in zip(size, maps.shape[1:], strict=True)]
-    return np.stack([zoom(m, factors, order=order) for m in maps])
-
-
-LIKE = {
-    "paper": CamStyle(relu=True, finish=mean_of_layers),
-    "captum": CamStyle(relu=False, finish=mean_of_layers),
-    "pytorch-grad-cam": CamStyle(relu=True, finish=_as_pytorch_grad_cam),
-    "tf-keras-vis": CamStyle(relu=True, finish=_as_tf_keras_vis, layer=_last_convolution),
-}

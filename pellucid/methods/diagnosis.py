@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from pellucid.adapters.base import Adapter, Array, Batch, Layer
 from pellucid.errors import PellucidError
 from pellucid.methods.objective import Objective
 
-__all__ = ["Diagnosis", "diagnose", "symptom"]
+__all__ = ["Diagnosis", "diagnose", "shortfall", "symptom"]
 
 _MOST = 4  # images of a batch that are looked into
 _SQUASHING = ("Softmax", "Sigmoid", "Tanh", "HardSigmoid")
@@ -28,7 +29,7 @@ class Diagnosis:
     Attributes
     ----------
     kind : `"not-finite"`, `"against"`, `"saturated"`, `"dead"`, `"not-reached"`, `"constant"`,
-        `"integration"` or `"blank"` where no reason was found.
+        `"integration"`, `"completeness"`, or `"blank"` where no reason was found.
     words : for the user: what, where, why, what to try.
     """
 
@@ -50,6 +51,33 @@ def symptom(attribution: Array, drawn: Array) -> str | None:
         return "blank"
     if drawn.size > 1 and np.ptp(drawn) <= 1e-4 * np.abs(drawn).max():
         return "constant"
+    return None
+
+
+def shortfall(details: Mapping[str, Any], score: float) -> Diagnosis | None:
+    """Tell where what a method gives should sum to the score, or to a difference, and does not.
+
+    Parameters
+    ----------
+    details : of one image, with `"convergence_delta"` and `"baseline_score"` where a path was
+        walked, `"completeness_delta"` where terms add up.
+    score : what was explained.
+    """
+    if "convergence_delta" in details:
+        delta, difference = float(details["convergence_delta"]), score - details["baseline_score"]
+        if abs(delta) > max(0.05 * abs(difference), 1e-4):
+            return Diagnosis(
+                "integration",
+                f"The attributions sum to {difference + delta:.4g}, the scores differ by "
+                f"{difference:.4g}: the path was walked too coarsely. Take more steps or samples.",
+            )
+    delta = float(details.get("completeness_delta", 0))
+    if abs(delta) > max(0.05 * abs(score), 1e-4):
+        return Diagnosis(
+            "completeness",
+            f"Input and biases miss the score of {score:.4g} by {abs(delta):.4g}: the network has "
+            "functions that are not piecewise linear, and what they add is in no term.",
+        )
     return None
 
 

@@ -79,8 +79,10 @@ def smoothgrad(
     *,
     samples: int = 25,
     noise: float = 0.15,
+    unit: Literal["image", "input"] = "image",
     statistic: Literal["mean", "square", "variance"] = "mean",
-    absolute: bool = True,
+    absolute: bool | None = None,
+    unbiased: bool = False,
     memory: int = MEMORY_OF_GRADIENTS,
     seed: int = 0,
 ) -> Array:
@@ -89,9 +91,12 @@ def smoothgrad(
     Parameters
     ----------
     samples : noisy copies.
-    noise : standard deviation of the noise, as a share of the image's range of values.
+    noise : standard deviation of the noise.
+    unit : of the noise: `"image"`, the image's range of values; `"input"`, the numbers that the
+        network takes.
     statistic : `"mean"` is SmoothGrad, `"square"` SmoothGrad-squared, `"variance"` VarGrad.
-    absolute : average magnitudes rather than signed gradients (for the mean).
+    absolute : of magnitudes rather than signed gradients; None: for the mean alone.
+    unbiased : divide the variance by one sample less.
     memory : bytes for the activations of a pass.
 
     Source
@@ -101,21 +106,35 @@ def smoothgrad(
     """
     if statistic not in ("mean", "square", "variance"):
         raise MethodError(f"statistic={statistic!r} is unknown: 'mean', 'square' or 'variance'.")
+    if unbiased and positive("samples", samples) < 2:
+        raise MethodError("The unbiased variance of one sample is not defined: samples=2 or more.")
     start = first_input(x)
-    axes = tuple(range(1, start.ndim))
-    spread = start.max(axis=axes, keepdims=True) - start.min(axis=axes, keepdims=True)
+    deviation = np.float32(noise) * _spread(start, unit)
     rng = np.random.default_rng(seed)
     objective.settle(x)
+    magnitudes = statistic == "mean" if absolute is None else absolute
     first, second = np.zeros_like(start), np.zeros_like(start)
     at_a_time = max(1, gradient_rows(model, start, memory) // len(start))
     for some in chunks(positive("samples", samples), at_a_time):
         count = some.stop - some.start
-        drawn = rng.standard_normal((count, *start.shape), np.float32) * (noise * spread)
+        drawn = rng.standard_normal((count, *start.shape), np.float32) * deviation
         found = by_copy(gradient(model, copies(x, list(start + drawn)), objective), count)
-        found = np.abs(found) if statistic == "mean" and absolute else found
+        found = np.abs(found) if magnitudes else found
         first += found.sum(axis=0) / samples
         second += (found**2).sum(axis=0) / samples
-    return {"mean": first, "square": second, "variance": second - first**2}[statistic]
+    if statistic != "variance":
+        return first if statistic == "mean" else second
+    return (second - first**2) * np.float32(samples / (samples - 1) if unbiased else 1)
+
+
+def _spread(start: Array, unit: str) -> Array | float:
+    """Return what the noise is measured in, `(N, 1, ...)`."""
+    if unit == "input":
+        return 1.0
+    if unit != "image":
+        raise MethodError(f"unit={unit!r} is unknown: 'image' or 'input'.")
+    axes = tuple(range(1, start.ndim))
+    return np.asarray(start.max(axis=axes, keepdims=True) - start.min(axis=axes, keepdims=True))
 
 
 def gradient(model: Adapter, x: Batch, objective: Objective, relu: Rectifier = "exact") -> Array:

@@ -13,6 +13,7 @@ from pellucid.methods import (
     cam,
     conductance,
     forward_cam,
+    full_gradient,
     gradient,
     guided_cam,
     matrix_cam,
@@ -50,9 +51,7 @@ class Method:
     perturbs: bool = False
     asks: bool = False
     onnx: bool = False
-    like: Mapping[str, Mapping[str, Any]] = field(
-        default_factory=lambda: {"paper": {}, "captum": {}}
-    )
+    like: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"paper": {}})
 
     @cached_property
     def parameters(self) -> Mapping[str, Any]:
@@ -95,67 +94,97 @@ def method_named(name: str) -> Method:
     return METHODS[name]
 
 
+def _like(**like: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Name the libraries, and the options that give their numbers; the paper's are the defaults."""
+    return {"paper": {}} | {name.replace("_", "-"): options for name, options in like.items()}
+
+
 def _cam(
     name: str, function: Callable[..., Any], *, asks: bool = False, **like: Mapping[str, Any]
 ) -> Method:
-    libraries = {library.replace("_", "-"): options for library, options in like.items()}
-    return Method(name, function, layer=True, pixels=False, asks=asks, like=_PAPER | libraries)
-
-
-_PAPER: dict[str, Mapping[str, Any]] = {"paper": {}}
+    return Method(name, function, layer=True, pixels=False, asks=asks, like=_like(**like))
 
 
 def _asking(name: str, function: Callable[..., Any], **like: Mapping[str, Any]) -> Method:
-    return Method(name, function, pixels=False, perturbs=True, asks=True, like=_PAPER | like)
+    return Method(name, function, pixels=False, perturbs=True, asks=True, like=_like(**like))
 
 
 METHODS = {
     method.name: method
     for method in (
-        _cam("grad-cam", cam.grad_cam, captum={}, pytorch_grad_cam={}, tf_keras_vis={}),
-        _cam("grad-cam++", cam.grad_cam_plus_plus),
-        _cam("xgrad-cam", cam.xgrad_cam, pytorch_grad_cam={}),
+        _cam(
+            "grad-cam", cam.grad_cam,
+            captum={}, pytorch_grad_cam={}, tf_keras_vis={}, torch_cam={}, xplique={},
+        ),
+        _cam(
+            "grad-cam++", cam.grad_cam_plus_plus,
+            pytorch_grad_cam={"formula": "pytorch-grad-cam"},
+            tf_keras_vis={"formula": "tf-keras-vis"},
+            torch_cam={"formula": "torch-cam"},
+            xplique={"formula": "xplique"},
+        ),
+        _cam("xgrad-cam", cam.xgrad_cam, pytorch_grad_cam={}, torch_cam={"epsilon": 1e-8}),
         _cam("hires-cam", cam.hires_cam, pytorch_grad_cam={}),
-        _cam("layer-cam", cam.layer_cam, pytorch_grad_cam={}),
+        _cam("layer-cam", cam.layer_cam, pytorch_grad_cam={}, tf_keras_vis={}, torch_cam={}),
         _cam("eigen-cam", matrix_cam.eigen_cam, pytorch_grad_cam={"centred": True}),
         _cam("eigengrad-cam", matrix_cam.eigengrad_cam, pytorch_grad_cam={"centred": True}),
         _cam(
-            "score-cam",
-            forward_cam.score_cam,
-            asks=True,
+            "score-cam", forward_cam.score_cam, asks=True,
             pytorch_grad_cam={"corners": True},
             tf_keras_vis={"corners": True, "softmax": False},
         ),
         _cam(
-            "ablation-cam",
-            forward_cam.ablation_cam,
-            asks=True,
+            "ablation-cam", forward_cam.ablation_cam, asks=True,
             pytorch_grad_cam={"magnitude": False},
         ),
         _cam("recipro-cam", forward_cam.recipro_cam, asks=True),
         _cam("layer-conductance", conductance.layer_conductance),
-        Method("saliency", gradient.saliency),
-        Method("input-x-gradient", gradient.input_x_gradient, signed=True),
-        Method("guided-backprop", gradient.guided_backprop),
-        Method("deconvnet", gradient.deconvnet),
-        Method("integrated-gradients", path.integrated_gradients, signed=True),
-        Method("expected-gradients", path.expected_gradients, signed=True, like=_PAPER),
-        Method("blur-ig", path.blur_ig, signed=True, like=_PAPER),
-        Method("guided-ig", path.guided_ig, signed=True, like=_PAPER),
-        Method("xrai", xrai.xrai, pixels=False, like=_PAPER),
         Method(
-            "deeplift", propagation.deep_lift, signed=True, onnx=True, like=_PAPER | {"captum": {}}
+            "fullgrad", full_gradient.full_grad, pixels=False, onnx=True,
+            like=_like(pytorch_grad_cam={"merged": False, "bounded": False}),
         ),
-        Method("lrp", propagation.lrp, signed=True, onnx=True, like=_PAPER),
-        Method("smoothgrad", gradient.smoothgrad, like=_PAPER),
-        Method("guided-grad-cam", guided_cam.guided_grad_cam, layer=True, like=_PAPER),
+        Method("saliency", gradient.saliency, like=_like(captum={}, tf_keras_vis={}, xplique={})),
+        Method(
+            "input-x-gradient", gradient.input_x_gradient, signed=True,
+            like=_like(captum={}, xplique={}),
+        ),
+        Method(
+            "guided-backprop", gradient.guided_backprop,
+            like=_like(captum={}, pytorch_grad_cam={}, tf_keras_vis={}, xplique={}),
+        ),
+        Method("deconvnet", gradient.deconvnet, like=_like(captum={}, xplique={})),
+        Method(
+            "integrated-gradients", path.integrated_gradients, signed=True,
+            like=_like(captum={}, xplique={"rule": "trapezoid"}),
+        ),
+        Method("expected-gradients", path.expected_gradients, signed=True),
+        Method("blur-ig", path.blur_ig, signed=True),
+        Method("guided-ig", path.guided_ig, signed=True),
+        Method("xrai", xrai.xrai, pixels=False),
+        Method("deeplift", propagation.deep_lift, signed=True, onnx=True, like=_like(captum={})),
+        Method(
+            "lrp", propagation.lrp, signed=True, onnx=True, like=_like(captum={"rule": "epsilon"})
+        ),
+        Method(
+            "smoothgrad", gradient.smoothgrad,
+            like=_like(
+                captum={"samples": 5, "noise": 1.0, "unit": "input", "absolute": True},
+                tf_keras_vis={"noise": 0.2},
+                xplique={"samples": 50, "noise": 0.2, "unit": "input", "absolute": False,
+                         "unbiased": True},
+            ),
+        ),
+        Method(
+            "guided-grad-cam", guided_cam.guided_grad_cam, layer=True,
+            like=_like(captum={"nearest": True}),
+        ),
         _asking("lime", lime.lime, lime={}),
         _asking("kernel-shap", shapley.kernel_shap),
         _asking("shapley-sampling", shapley.shapley_sampling),
         _asking("rise", rise.rise),
-        _asking("occlusion", occlusion.occlusion),
+        _asking("occlusion", occlusion.occlusion, captum={"replacement": "zero", "edge": "cut"}),
         _asking("hierarchical-occlusion", occlusion.hierarchical_occlusion),
         _asking("sobol", sobol.sobol),
         _asking("meaningful-perturbation", meaningful.meaningful_perturbation),
     )
-}
+}  # fmt: skip

@@ -7,6 +7,7 @@ out scaled are compared by shape alone: both sides are scaled to a maximum of on
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -100,11 +101,28 @@ def tf_keras_vis(case: Case, method: str) -> Answer:
     return np.asarray(peer(score, x, **keep)).reshape(2, 2)
 
 
+def xplique(case: Case, method: str) -> Answer:
+    """Ask xplique, of the version 2.0."""
+    from xplique import attributions
+
+    model, x = keras_network(case), case.x[None, :, :, None]
+    makers: dict[str, Callable[[], Any]] = {
+        "saliency": lambda: attributions.Saliency(model),
+        "input-x-gradient": lambda: attributions.GradientInput(model),
+        "integrated-gradients": lambda: attributions.IntegratedGradients(model),
+        "guided-backprop": lambda: attributions.GuidedBackprop(model),
+        "deconvnet": lambda: attributions.DeconvNet(model),
+        "grad-cam": lambda: attributions.GradCAM(model, conv_layer="layer"),
+    }
+    return np.asarray(makers[method]()(x, np.eye(2, dtype=np.float32)[:1])).reshape(2, 2)
+
+
 SHIMS: dict[str, Callable[[Case, str], Answer]] = {
     "Pellucid (PyTorch)": pellucid_torch,
     "Pellucid (Keras)": pellucid_keras,
     "captum": captum,
     "pytorch-grad-cam": pytorch_grad_cam,
     "tf-keras-vis": tf_keras_vis,
+    **({"xplique": xplique} if find_spec("xplique") else {}),  # it wants an older TensorFlow
 }
 SCALED = {("pytorch-grad-cam", "grad-cam"), ("tf-keras-vis", "grad-cam")}  # handed out so

@@ -121,9 +121,12 @@ def frameworks(name):
 
 
 # What needs an ONNX export of each framework is compared on fewer networks. Exporters spell
-# BatchNorm in ways that LRP, unlike DeepLIFT, tells apart.
-EXPORTED = {"deeplift": ("two_by_two", "conv3d"), "lrp": ("two_by_two",)}
+# BatchNorm in ways that LRP, unlike DeepLIFT, tells apart, and attention in ways that have other
+# biases for FullGrad.
 NETWORKS = ("residual", "conv1d", "conv3d", "two_by_two", "vit")
+EXPORTED = {
+    "deeplift": ("two_by_two", "conv3d"), "lrp": ("two_by_two",), "fullgrad": NETWORKS[:-1],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -183,7 +186,14 @@ def test_signed_maps_are_centred_and_pixel_maps_survive_one_bright_pixel():
         ("smoothgrad", {"statistic": "median"}, "statistic='median'"),
         ("saliency", {"absolute": "no"}, "True or False"),
         ("saliency", {"layer": "head"}, "leave layer= out"),
-        ("smoothgrad", {"like": "captum"}, "does not know this library"),
+        (
+            "smoothgrad",
+            {"like": "torch-cam"},
+            "those of 'paper', 'captum', 'tf-keras-vis', 'xplique'",
+        ),
+        ("smoothgrad", {"unit": "pixel"}, "unit='pixel' is unknown"),
+        ("smoothgrad", {"samples": 1, "unbiased": True}, "variance of one sample"),
+        ("guided-ig", {"like": "captum"}, "gives the paper's array alone"),
     ],
 )
 def test_wrong_options_are_one_clear_error(method, options, message):

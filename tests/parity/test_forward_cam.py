@@ -50,9 +50,9 @@ def test_eigen_cams_like_pytorch_grad_cam_but_for_the_sign_that_it_leaves_to_lap
     options = {"method": method, "layer": layer, "target": TARGETS}
     ours = explained(network, x, like="pytorch-grad-cam", **options)
     raw = explained(network, x, centred=True, relu=False, **options)
-    from pellucid.methods.cam import LIKE
+    from pellucid.methods.libraries import style_of
 
-    turned = LIKE["pytorch-grad-cam"].finish([-raw], x.shape[2:])
+    turned = style_of("pytorch-grad-cam", method).finish([-raw], x.shape[2:])
     for one, other, expected in zip(ours, turned, theirs, strict=True):
         close = [np.abs(m - expected).max() <= 1e-5 * expected.max() for m in (one, other)]
         assert any(close)

@@ -227,7 +227,12 @@ def test_like_tf_keras_vis_with_several_inputs_and_outputs(tf_keras_vis: Any) ->
 
 @pytest.mark.parametrize(
     ("method", "peer"),
-    [("xgrad-cam", "XGradCAM"), ("hires-cam", "HiResCAM"), ("layer-cam", "LayerCAM")],
+    [
+        ("grad-cam++", "GradCAMPlusPlus"),
+        ("xgrad-cam", "XGradCAM"),
+        ("hires-cam", "HiResCAM"),
+        ("layer-cam", "LayerCAM"),
+    ],
 )
 @pytest.mark.parametrize(("name", "layer"), [("separable", "depthwise2_relu"), ("plain", "conv3")])
 def test_relatives_like_pytorch_grad_cam(
@@ -242,3 +247,37 @@ def test_relatives_like_pytorch_grad_cam(
         theirs = cam(torch.from_numpy(x), targets)
     options = {"like": "pytorch-grad-cam", "layer": layer, "target": TARGETS}
     assert_same(explained(twin.torch(), x, method=method, **options), theirs)
+
+
+@pytest.mark.parametrize(
+    ("method", "peer"), [("grad-cam++", "GradcamPlusPlus"), ("layer-cam", "Layercam")]
+)
+@pytest.mark.parametrize(("name", "layer"), [("plain", "conv3"), ("separable", "separable_relu")])
+def test_relatives_like_tf_keras_vis(
+    tf_keras_vis: Any, method: str, peer: str, name: str, layer: str
+) -> None:
+    from tf_keras_vis import gradcam_plus_plus, layercam
+
+    module = {"grad-cam++": gradcam_plus_plus, "layer-cam": layercam}[method]
+    model, x = TWINS[name].keras(), np.moveaxis(TWINS[name].inputs()[0], 1, -1)
+    theirs = getattr(module, peer)(model)(
+        tf_keras_vis.utils.scores.CategoricalScore(TARGETS), x, penultimate_layer=layer,
+        seek_penultimate_conv_layer=False,
+    )  # fmt: skip
+    options = {"like": "tf-keras-vis", "layer": layer, "target": TARGETS}
+    assert_same(explained(model, x, method=method, **options), theirs)
+
+
+@pytest.mark.parametrize("name", ["plain", "inception", "fused", "channels_first"])
+def test_fullgrad_like_pytorch_grad_cam(pytorch_grad_cam: Any, name: str) -> None:
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    twin = TWINS[name]
+    model, (x,) = twin.torch(), twin.inputs()
+    targets = [ClassifierOutputTarget(index) for index in TARGETS]
+    with pytorch_grad_cam.FullGrad(model, []) as cam:
+        theirs = cam(torch.from_numpy(x), targets)
+    options = {"like": "pytorch-grad-cam", "target": TARGETS}
+    if twin.activations != (None,):
+        options["space"] = "probability"
+    assert_same(explained(twin.torch(), x, method="fullgrad", **options), theirs)

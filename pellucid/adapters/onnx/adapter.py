@@ -36,6 +36,7 @@ from pellucid.adapters.onnx.sessions import open_session
 from pellucid.errors import InputError, LayerError, UnsupportedError, first_line
 from pellucid.graph import protobuf
 from pellucid.graph.axes import channel_axes
+from pellucid.graph.biases import biases, bounds
 from pellucid.graph.form import OnnxForm, PortForm
 from pellucid.graph.pullback import OnnxPullback, Recorded
 
@@ -93,6 +94,8 @@ class OnnxAdapter(Adapter):
         self._sessions: OrderedDict[Any, Any] = OrderedDict()
         self._pullbacks: OrderedDict[Any, OnnxPullback] = OrderedDict()
         self._seeded: dict[Any, tuple[str, ...]] = {}
+        self._biases: dict[bool, dict[str, Array]] = {}
+        self._tensors: dict[str, Port] = {}  # that have a name beside those of layers
         self._lock = threading.RLock()
         if folder is None:
             checked(model, self._named)
@@ -205,6 +208,36 @@ class OnnxAdapter(Adapter):
             epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
             found[names[node.output[0]]] = normalised_moments(variance, epsilon, gamma, beta)
         return found
+
+    def biases(self, *, merged: bool = True) -> dict[str, Array]:
+        """What the graph adds of its own, by the sum that it is part of: see `Adapter.biases`."""
+        if merged not in self._biases:
+            found = biases(self._to_the_outputs, merged=merged)
+            self._biases[merged] = {
+                port.name: port.channels_first(np.asarray(bias, np.float32))
+                for port, bias in ((self._inner(tensor), bias) for tensor, bias in found.items())
+            }
+        return self._biases[merged]
+
+    def bounds(self) -> dict[str, tuple[float, ...]]:
+        """Where the graph's activations are cut off: see `Adapter.bounds`."""
+        return self._bounds
+
+    @cached_property
+    def _bounds(self) -> dict[str, tuple[float, ...]]:
+        found = bounds(self._to_the_outputs)
+        return {self._inner(tensor).name: given for tensor, given in found.items()}
+
+    @property
+    def _to_the_outputs(self) -> ModelProto:
+        return self.part([port.own_name for port in self.outputs])
+
+    def _inner(self, tensor: str) -> Port:
+        """Give a tensor a name beside those of layers, under which its axes are known."""
+        name = f"tensor {tensor}"
+        port = Port(name, self._shapes.get(tensor, ()), tensor, self._axes.get(tensor, ()))
+        self._tensors[name] = self._ports[name] = port
+        return port
 
     # ---- values --------------------------------------------------------------------------------
 
@@ -375,8 +408,12 @@ class OnnxAdapter(Adapter):
 
     @cached_property
     def _axes(self) -> dict[str, tuple[int, ...]]:
-        known = {port.own_name: port.to_own for port in self.inputs}
-        return channel_axes(self.model.graph, known, self._shapes)
+        return channel_axes(self.model.graph, self._known_axes, self._shapes)
+
+    @property
+    def _known_axes(self) -> dict[str, tuple[int, ...]]:
+        """The tensors of which someone says where their channels are."""
+        return {port.own_name: port.to_own for port in self.inputs}
 
     @cached_property
     def _tensor_names(self) -> frozenset[str]:
@@ -395,6 +432,8 @@ class OnnxAdapter(Adapter):
 
     def tensor(self, name: str) -> str:
         """Return the tensor that a name stands for: a port's, a layer's or the tensor itself."""
+        if name in self._tensors:
+            return self._tensors[name].own_name
         for port in (*self.inputs, *self.outputs):
             if name == port.name:
                 return port.own_name

@@ -105,6 +105,12 @@ class ExportedAdapter(OnnxAdapter):
             for call in calls
         }
 
+    @property
+    def _known_axes(self) -> dict[str, tuple[int, ...]]:
+        """The inputs and the layers, of which the framework says where their channels are."""
+        layers = {tensor: port.to_own for tensor, port in self._calls.values()}
+        return layers | super()._known_axes
+
     @cached_property
     def _ports(self) -> dict[str, Port]:
         """Inputs, outputs, logits and layers by name."""
@@ -118,7 +124,7 @@ class ExportedAdapter(OnnxAdapter):
             if name == port.logits and port.activation is None:
                 return port.own_name
         ends = {p.name for p in (*self.inputs, *self.outputs)} | {p.logits for p in self.outputs}
-        if name in ends:
+        if name in ends or name in self._tensors:
             return super().tensor(name)
         if name not in self._calls:
             raise self.unknown_layer(name)

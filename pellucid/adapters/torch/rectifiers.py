@@ -46,7 +46,9 @@ def bend_rectifiers(starts: Iterable[Tensor | GradientEdge], rule: Rectifier) ->
     for node in _nodes(starts):
         if not _is_rectifier(node):
             continue
-        if rule == "guided":
+        if rule == "guided" and node.name() == "ReluBackward0":
+            node.register_hook(_clipped)
+        elif rule == "guided":
             node.register_prehook(_positive)
         else:
             node.register_hook(_passed_on)
@@ -85,6 +87,16 @@ def _is_zero(value: Any) -> bool:
 
 def _positive(cotangents: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     return tuple(None if c is None else c.clamp(min=0) for c in cotangents)
+
+
+def _clipped(
+    inward: tuple[Tensor | None, ...], _outward: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
+    """Set negative cotangents to zero behind a ReLU, whose derivative is 0 or 1.
+
+    That is the same as before it, and there the tensor is new, so no copy of it is needed.
+    """
+    return tuple(None if gradient is None else gradient.relu_() for gradient in inward)
 
 
 def _passed_on(

@@ -6,10 +6,10 @@ noisy. A Gaussian process expresses it: with masks written as x in {-1, 1}^K,
     k(x, x') = s exp( sum over k of a_k (x_k x'_k - 1) ),
 
 so that flipping superpixel k costs the covariance a factor exp(-2 a_k): superpixels that matter
-interact more. Its posterior mean is a smooth guess of the score of every mask at once, and its
-weighted linear regression over all 2^K masks, which is what LIME converges to, has a closed form:
-the kernel is a product over superpixels, and masks of one size are summed by the polynomial whose
-coefficient of t^s collects them.
+interact more. Its posterior mean is a smooth guess of the score of every mask at once. What LIME
+converges to, its weighted linear regression over all 2^K masks, has a closed form, and so have its
+Shapley values: the kernel is a product over superpixels, and masks of one size are summed by the
+polynomial whose coefficient of t^s collects them.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from pellucid.methods.perturbation.details import Numbers
 from pellucid.methods.perturbation.regression import Fit
 from pellucid.methods.perturbation.sampling import Locality, Masks
 
-__all__ = ["Kriging", "projected"]
+__all__ = ["Kriging", "fair_shares", "leaves_something", "projected"]
 
 _ROWS = 200  # that the kernel is fitted to
 _STEPS = 8  # of L-BFGS: more change the weights by less than their standard errors
 _TOTAL = 1.5  # sum of the a_k that the prior expects
 _FLOOR = 0.1  # a superpixel without a weight still gets this share of the mean a_k
+_ADDITIVE = 1e-4  # share of the variance below which a linear model leaves nothing to model
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +103,11 @@ class Kriging:
         return cls(np.exp(found[:count]), float(scale), float(noise))
 
 
+def leaves_something(linear: Fit, scores: Numbers) -> bool:
+    """Say whether a linear model of scores leaves enough for a process to express."""
+    return bool(scores.std()) and linear.r2 <= 1 - _ADDITIVE
+
+
 def projected(
     kriging: Kriging,
     masks: Masks,
@@ -121,23 +127,11 @@ def projected(
     locality : the distribution of masks that the regression is under.
     weights : of the masks, for R2.
     """
-    x = _signs(masks)
     level = scores.mean()
-    matrix = _kernel(x, x, kriging.relevance, kriging.scale)
-    matrix[np.diag_indices_from(matrix)] += kriging.noise
-    # The inverse of the matrix is root' root, of which only the blocks of pairs are written out.
-    root = dtrtri(cholesky(matrix, lower=True), lower=1)[0]
-    alpha = root.T @ (root @ (scores - level))
-    to_level, to_weights = _projection(kriging, masks, locality)  # (n,), (n, K)
-    slope = alpha @ to_weights
-    pairs = len(x) // 2
-    columns = root.T.reshape(pairs, 2, -1)
-    blocks = columns @ columns.transpose(0, 2, 1)  # (pairs, 2, 2)
-    missed = np.linalg.solve(blocks, alpha.reshape(pairs, 2, 1))  # (pairs, 2, 1)
-    reach = (root.T @ (root @ to_weights)).reshape(pairs, 2, -1)
-    deviations = (reach * missed).sum(axis=1)
-    deviations -= deviations.mean(axis=0)
-    intercept = float(level + alpha @ to_level)
+    chosen, deviations = _estimate(
+        kriging, masks, scores - level, np.column_stack(_projection(kriging, masks, locality))
+    )
+    intercept, slope = float(level + chosen[0]), chosen[1:]
     residual = scores - intercept - masks @ slope
     around = scores - np.average(scores, weights=weights)
     spread = float(weights @ around**2)
@@ -145,8 +139,57 @@ def projected(
         intercept=intercept,
         weights=slope,
         r2=1 - float(weights @ residual**2) / spread if spread else 1.0,
-        deviations=deviations,
+        deviations=deviations[:, 1:],
     )
+
+
+def fair_shares(
+    kriging: Kriging, masks: Masks, scores: Numbers, sizes: Numbers
+) -> tuple[Numbers, Numbers]:
+    """Return the Shapley values of the process's mean, taken as zero for all and for nothing.
+
+    They are its least squares `u . z` with a sum of zero under the Shapley kernel, and there
+    `E z z'` is `(p - q) I` with p and q the means of `z_j` and `z_j z_k`: so u is `E z f / (p - q)`
+    without its mean.
+
+    Parameters
+    ----------
+    kriging : the kernel.
+    masks, scores : `(n, K)` and `(n,)`, pairs one behind the other.
+    sizes : probability of coalitions of s superpixels by the Shapley kernel, `(K + 1,)`.
+
+    Returns
+    -------
+    shares : `(K,)`, which add up to zero.
+    deviations : `(n / 2, K)`, as in a `Fit`.
+    """
+    count, s = masks.shape[1], np.arange(masks.shape[1] + 1)
+    apart = sizes @ (s * (count - s)) / (count * (count - 1))  # p - q
+    joint = _expectations(kriging, masks, sizes)[1]
+    joint -= joint.mean(axis=1, keepdims=True)
+    return _estimate(kriging, masks, scores - scores.mean(), joint / apart)
+
+
+def _estimate(
+    kriging: Kriging, masks: Masks, scores: Numbers, functionals: Numbers
+) -> tuple[Numbers, Numbers]:
+    """Apply linear functionals to the process's mean: `(m,)`, and deviations `(n / 2, m)`.
+
+    `functionals` are what they are of `k(., x_i)` for every mask i, `(n, m)`.
+    """
+    x = _signs(masks)
+    matrix = _kernel(x, x, kriging.relevance, kriging.scale)
+    matrix[np.diag_indices_from(matrix)] += kriging.noise
+    # The inverse of the matrix is root' root, of which only the blocks of pairs are written out.
+    root = dtrtri(cholesky(matrix, lower=True), lower=1)[0]
+    alpha = root.T @ (root @ scores)
+    pairs = len(x) // 2
+    columns = root.T.reshape(pairs, 2, -1)
+    blocks = columns @ columns.transpose(0, 2, 1)  # (pairs, 2, 2)
+    missed = np.linalg.solve(blocks, alpha.reshape(pairs, 2, 1))  # (pairs, 2, 1)
+    reach = (root.T @ (root @ functionals)).reshape(pairs, 2, -1)
+    deviations = (reach * missed).sum(axis=1)
+    return alpha @ functionals, deviations - deviations.mean(axis=0)
 
 
 def _signs(masks: Masks) -> Numbers:
@@ -159,7 +202,21 @@ def _kernel(one: Numbers, other: Numbers, relevance: Numbers, scale: float) -> N
 
 
 def _projection(kriging: Kriging, masks: Masks, locality: Locality) -> tuple[Numbers, Numbers]:
-    """Regress `k(., x_i)` under mu, for every i: intercepts `(n,)` and weights `(n, K)`.
+    """Regress `k(., x_i)` under mu, for every i: intercepts `(n,)` and weights `(n, K)`."""
+    count = locality.count
+    mean, joint = _expectations(kriging, masks, locality.sizes)
+    p, both = locality.moments
+    covariance = joint - mean[:, None] * p
+    # The covariance of z is (v - c) I + c 1 1', whose inverse is known.
+    v, c = p - p**2, both - p**2
+    slope = (covariance - c * covariance.sum(axis=1, keepdims=True) / (v + (count - 1) * c)) / (
+        v - c
+    )
+    return mean - p * slope.sum(axis=1), slope
+
+
+def _expectations(kriging: Kriging, masks: Masks, sizes: Numbers) -> tuple[Numbers, Numbers]:
+    """Return `E k(z, x_i)`, `(n,)`, and `E k(z, x_i) z_j`, `(n, K)`, over masks z of such sizes.
 
     With `q_k(z) = 1` where mask i agrees with z at k and e_k = exp(-2 a_k) where not, the sum of k
     over the masks of size s is the coefficient w_s of t^s in the product of `q_k(0) + q_k(1) t`;
@@ -178,18 +235,9 @@ def _projection(kriging: Kriging, masks: Masks, locality: Locality) -> tuple[Num
     s = np.arange(count + 1)
     # Probability of one mask of size s: that of its size, over how many masks share it.
     choices = gammaln(count + 1) - gammaln(s + 1) - gammaln(count - s + 1)
-    chance = locality.sizes * np.exp(-choices) * kriging.scale
-    mean = whole @ chance  # E k, (n,)
+    chance = sizes * np.exp(-choices) * kriging.scale
     kept, hidden = _with_each(chance, unlike)
-    joint = np.where(masks, whole @ kept, whole @ hidden)  # E k z_j, (n, K)
-    p, both = locality.moments
-    covariance = joint - mean[:, None] * p
-    # The covariance of z is (v - c) I + c 1 1', whose inverse is known.
-    v, c = p - p**2, both - p**2
-    slope = (covariance - c * covariance.sum(axis=1, keepdims=True) / (v + (count - 1) * c)) / (
-        v - c
-    )
-    return mean - p * slope.sum(axis=1), slope
+    return whole @ chance, np.where(masks, whole @ kept, whole @ hidden)
 
 
 def _with_each(chance: Numbers, unlike: Numbers) -> tuple[Numbers, Numbers]:

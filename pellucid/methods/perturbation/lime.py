@@ -15,7 +15,7 @@ import numpy as np
 from pellucid.errors import MethodError
 from pellucid.methods.perturbation.composing import Composer, HiddenSegments, Pictures
 from pellucid.methods.perturbation.details import Finding, Labels, Numbers
-from pellucid.methods.perturbation.kriging import Kriging, projected
+from pellucid.methods.perturbation.kriging import Kriging, leaves_something, projected
 from pellucid.methods.perturbation.regression import Fit, ridge, top_certainty
 from pellucid.methods.perturbation.sampling import (
     KERNEL_WIDTH,
@@ -29,8 +29,6 @@ from pellucid.methods.perturbation.settling import Settling, Stream, finding_of,
 from pellucid.methods.perturbation.subject import Subject
 
 __all__ = ["lime", "lime_of_package"]
-
-_ADDITIVE = 1e-4  # share of the variance below which the linear model leaves nothing to model
 
 
 def lime(
@@ -95,7 +93,7 @@ def lime(
     def fit(masks: Masks, scores: Numbers) -> Fit:
         weights = locality.pair_weights(masks)
         linear = ridge(masks, scores, weights, groups=2)
-        if not modelled or linear.r2 > 1 - _ADDITIVE or not scores.std():
+        if not modelled or not leaves_something(linear, scores):
             return linear
         kriging = Kriging.fitted(masks, scores, linear.weights)
         return projected(kriging, masks, scores, locality, weights)

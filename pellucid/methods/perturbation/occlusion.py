@@ -25,6 +25,7 @@ def occlusion(
     window: int | Sequence[int] | None = None,
     stride: int | Sequence[int] | None = None,
     replacement: Any = "mean",
+    edge: str = "align",
 ) -> Finding:
     """Slide a window over the image, and see how far the score falls when it hides what is there.
 
@@ -37,6 +38,8 @@ def occlusion(
     stride : steps of the window; None: half the window.
     replacement : what the window shows: `"mean"` of the image, `"zero"`, `"blur"`, `"noise"`, a
         colour, or another image.
+    edge : where the steps do not end with the image: `"align"` the last window with its end, or
+        `"cut"` off what stands out.
 
     Raises
     ------
@@ -60,12 +63,14 @@ def occlusion(
             f"stride={_shown(step)} is larger than the window {_shown(size)}: parts of the image "
             "would never be hidden."
         )
-    starts = [
-        sorted({*range(0, length - side, s), length - side})
-        for length, side, s in zip(spatial, size, step, strict=True)
-    ]
+    if edge not in ("align", "cut"):
+        raise MethodError(f"edge={edge!r} is unknown: 'align' or 'cut'.")
+    starts = []
+    for length, side, s in zip(spatial, size, step, strict=True):
+        steps = range(0, length - side + s, s)
+        starts.append(sorted({min(k, length - side) if edge == "align" else k for k in steps}))
     corners = np.array(list(product(*starts)))
-    boxes: Boxes = np.stack([corners, corners + size], axis=1)
+    boxes: Boxes = np.stack([corners, np.minimum(corners + size, spatial)], axis=1)
     compose = HiddenBoxes(subject.image, subject.hidden_by(replacement))
     falls = subject.score - subject.scores(boxes, compose)
     if not len(falls):

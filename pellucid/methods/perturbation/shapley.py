@@ -16,13 +16,14 @@ import numpy as np
 
 from pellucid.errors import MethodError
 from pellucid.methods.perturbation.details import Finding, Numbers
+from pellucid.methods.perturbation.kriging import Kriging, fair_shares, leaves_something
 from pellucid.methods.perturbation.regression import Fit, top_certainty
 from pellucid.methods.perturbation.sampling import Masks, balanced_pairs
 from pellucid.methods.perturbation.segments import COUNT
 from pellucid.methods.perturbation.settling import Settling, Stream, finding_of, settled_fit
 from pellucid.methods.perturbation.subject import Subject
 
-__all__ = ["kernel_shap", "shapley_sampling"]
+__all__ = ["coalition_sizes", "kernel_shap", "shapley_sampling"]
 
 _ALL = 12  # superpixels of which every coalition is asked about, if the budget allows
 
@@ -39,13 +40,14 @@ def kernel_shap(
     confidence: float = 0.95,
     top_segments: int = 5,
     tolerance: float = 0.05,
+    surrogate: bool | None = None,
 ) -> Finding:
     """Estimate Shapley values by least squares on coalitions.
 
     `argmin over w of E (v(z) - v(0) - w . z)^2` with `sum of w = v(1) - v(0)`, over coalitions of
     s of K superpixels drawn with chance proportional to `(K - 1) / (s (K - s))`, each together
-    with its complement. Where the budget reaches all of them (up to 12 superpixels) the result is
-    exact.
+    with its complement. A Gaussian process models what the least squares cannot express, as for
+    `lime`. Where the budget reaches all coalitions (up to 12 superpixels) the result is exact.
 
     Parameters
     ----------
@@ -60,17 +62,31 @@ def kernel_shap(
     labels, compose = subject.hidden_segments(segments, num_segments, segment_options, replacement)
     count = int(labels.max()) + 1
     nothing = _alone(subject.scores(np.zeros((1, count), bool), compose))
-    fit = partial(_shares, nothing=nothing, everything=subject.score)
+    least_squares = partial(_shares, nothing=nothing, everything=subject.score)
+    modelled = num_samples is None if surrogate is None else surrogate
     most = num_samples if num_samples is not None else budget
     if count <= _ALL and 2**count - 2 <= most:
         masks = np.array(list(product([False, True], repeat=count)))[1:-1]
         scores = subject.scores(masks, compose)
         if len(scores) == len(masks):
-            exact = fit(masks, scores, weights=_kernel(masks))
+            exact = least_squares(masks, scores, weights=_kernel(masks))
             facts = {"samples": len(masks), "exact": True, "efficiency_gap": 0.0}
             exact = Fit(exact.intercept, exact.weights, exact.r2, np.zeros((1, count)))
             return finding_of(labels, exact, certainty=1.0, rank_stability=1.0, facts=facts)
-    masks_of = Stream(balanced_pairs(_sizes(count), np.random.default_rng(subject.seed)))
+    sizes = coalition_sizes(count)
+
+    def fit(masks: Masks, scores: Numbers) -> Fit:
+        linear = least_squares(masks, scores)
+        if not modelled or not leaves_something(linear, scores):
+            return linear
+        level = (subject.score - nothing) / count
+        remainder = scores - nothing - level * masks.sum(axis=1)
+        kriging = Kriging.fitted(masks, remainder, linear.weights)
+        shares, deviations = fair_shares(kriging, masks, remainder, sizes)
+        shares += level
+        return Fit(nothing, shares, _r2(masks, scores, nothing, shares), deviations)
+
+    masks_of = Stream(balanced_pairs(sizes, np.random.default_rng(subject.seed)))
     found, also = settled_fit(subject, compose, count, masks_of, fit, rule)
     gap = subject.score - nothing - float(found.weights.sum())
     also["facts"] |= {"efficiency_gap": gap}
@@ -154,7 +170,7 @@ def _alone(scores: Numbers) -> float:
     return float(scores[0])
 
 
-def _sizes(count: int) -> Numbers:
+def coalition_sizes(count: int) -> Numbers:
     """Probability that a coalition has s of `count` members, by the Shapley kernel."""
     chance = np.zeros(count + 1)
     members = np.arange(1, count)

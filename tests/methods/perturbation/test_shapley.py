@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import permutations, product
 from math import factorial
 
 import numpy as np
@@ -10,6 +10,9 @@ import pytest
 
 import pellucid
 from pellucid.errors import MethodError
+from pellucid.methods.perturbation.kriging import Kriging, fair_shares
+from pellucid.methods.perturbation.sampling import balanced_pairs
+from pellucid.methods.perturbation.shapley import coalition_sizes
 from tests.methods.perturbation.scenes import SEGMENTS, image, network
 
 METHODS = ("kernel-shap", "shapley-sampling")
@@ -60,6 +63,56 @@ def test_kernel_shap_of_few_superpixels_is_exact():
 def test_kernel_shap_of_a_linear_model_by_sampling():
     found = pellucid.explain(network(linear), image(), "kernel-shap", num_samples=60, **OPTIONS)
     np.testing.assert_allclose(found.weights, COEFFICIENTS, atol=1e-6)
+
+
+def test_the_shapley_values_of_the_process_are_exact():
+    rng, sizes = np.random.default_rng(2), coalition_sizes(7)
+    masks = next(balanced_pairs(sizes, rng))
+    scores = rng.normal(size=50)
+    kriging = Kriging(rng.uniform(0.001, 0.8, 7), 1.7, 0.05)
+    shares, deviations = fair_shares(kriging, masks, scores, sizes)
+
+    def shapley(rows):
+        """Fit the process to some masks, and add up all 5040 orders of its mean."""
+        level, x = scores.mean(), np.where(masks[rows], 1.0, -1.0)
+
+        def kernel(a, b):
+            return 1.7 * np.exp(((a[:, None] * b - 1) * kriging.relevance).sum(-1))
+
+        alpha = np.linalg.solve(kernel(x, x) + 0.05 * np.eye(len(x)), scores[rows] - level)
+        every = np.array(list(product([0, 1], repeat=7)))
+        mean = dict(zip(map(tuple, every), level + kernel(2.0 * every - 1, x) @ alpha, strict=True))
+        mean[(0,) * 7] = mean[(1,) * 7] = 0.0
+        found = np.zeros(7)
+        for order in permutations(range(7)):
+            coalition = [0] * 7
+            for player in order:
+                before = mean[tuple(coalition)]
+                coalition[player] = 1
+                found[player] += mean[tuple(coalition)] - before
+        return found / factorial(7)
+
+    np.testing.assert_allclose(shares, shapley(np.arange(50)), atol=1e-9)
+    assert deviations.shape == (25, 7)
+
+
+def test_the_process_makes_kernel_shap_steadier_and_keeps_the_sum():
+    exact = shapley_by_hand(game, 6)
+    weights, told = {}, {}
+    for surrogate in (False, True):
+        found = [
+            pellucid.explain(
+                network(game), image(), "kernel-shap", num_samples=40, surrogate=surrogate,
+                seed=seed, **SIX,
+            )
+            for seed in range(20)
+        ]  # fmt: skip
+        weights[surrogate] = np.array([one.weights for one in found])
+        told[surrogate] = np.sqrt(np.mean([one.standard_errors**2 for one in found]))
+        assert max(abs(one.facts["efficiency_gap"]) for one in found) < 1e-6
+    error = {key: np.sqrt(((rows - exact) ** 2).mean()) for key, rows in weights.items()}
+    assert error[True] < 0.8 * error[False]
+    assert told[True] > 0.8 * error[True]
 
 
 @pytest.mark.parametrize("method", METHODS)

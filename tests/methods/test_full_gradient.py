@@ -1,0 +1,136 @@
+"""FullGrad: the terms sum to the score in every framework, and are those of the definition."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pellucid
+from pellucid.adapters.keras.adapter import KerasAdapter
+from pellucid.adapters.onnx.adapter import OnnxAdapter
+from pellucid.adapters.onnx.exported import exported
+from pellucid.adapters.torch.adapter import TorchAdapter
+from pellucid.errors import MethodError, UnsupportedError
+from pellucid.methods.full_gradient import full_grad
+from pellucid.methods.objective import Objective
+from tests.twins import TWINS
+
+RECTIFIED = sorted(set(TWINS) - {"vit"})
+FRAMEWORKS = ["torch", "keras", "tf_keras", "onnx"]
+TARGETS = [1, 0]
+
+
+@cache
+def model(name, framework):
+    twin = TWINS[name]
+    if framework == "onnx":
+        return OnnxAdapter(twin.onnx())
+    own = (TorchAdapter if framework == "torch" else KerasAdapter)(getattr(twin, framework)())
+    own.batch(twin.inputs(2))  # a PyTorch module learns its input's shape from it
+    return exported(own)
+
+
+@cache
+def answer(name, framework, **options):
+    objective = Objective(model(name, framework), TARGETS)
+    (found,) = full_grad(model(name, framework), TWINS[name].inputs(2), objective, **options)
+    return found, objective
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("name", RECTIFIED)
+def test_the_terms_sum_to_the_score(name, framework):
+    _, objective = answer(name, framework)
+    size = np.abs(objective.scores).max()
+    assert np.abs(objective.details["completeness_delta"]).max() <= 1e-5 * max(size, 1)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS[1:])
+@pytest.mark.parametrize("name", RECTIFIED)
+def test_the_map_is_the_same_in_every_framework(name, framework):
+    ours, theirs = answer(name, "torch")[0], answer(name, framework)[0]
+    assert ours.std() > 0
+    np.testing.assert_allclose(theirs, ours, atol=1e-5 * ours.max())
+
+
+class Plain(nn.Module):
+    """Biases of every kind, one that no module holds among them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm = nn.Conv2d(2, 3, 3, 2, 1), nn.BatchNorm2d(3)
+        self.shift = nn.Parameter(torch.randn(3, 1, 1))
+        self.dense = nn.Linear(3 * 3 * 3, 2)
+        with torch.no_grad():
+            self.norm.running_mean.normal_()
+            self.norm.running_var.uniform_(0.5, 2)
+            self.norm.weight.uniform_(0.5, 2)
+            self.norm.bias.normal_()
+
+    def forward(self, x):
+        self.sum = self.norm(self.conv(x)) + self.shift
+        return self.dense(torch.relu(self.sum).flatten(1))
+
+
+def by_hand(network, x, target):
+    """Terms of the definition: of the input, and of all biases that end in the same sum."""
+    tensor = torch.from_numpy(x).requires_grad_()
+    score = network(tensor)[:, target].sum()
+    at_input, at_sum = torch.autograd.grad(score, [tensor, network.sum])
+    norm = network.norm
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    bias = (network.conv.bias - norm.running_mean) * scale + norm.bias + network.shift.flatten()
+    return (tensor * at_input).detach().numpy(), (bias[:, None, None] * at_sum).detach().numpy()
+
+
+X = np.random.default_rng(0).standard_normal((2, 2, 6, 6)).astype(np.float32)
+
+
+def test_signed_terms_are_spread_over_the_pixels_and_sum_to_what_has_a_place():
+    network = Plain().eval()
+    of_input, of_biases = by_hand(network, X, 1)
+    explanations = pellucid.explain(network, X, "fullgrad", target=1, absolute=False)
+    sums = [e.attribution.sum() for e in explanations]
+    expected = of_input.sum((1, 2, 3)) + of_biases.sum((1, 2, 3))
+    np.testing.assert_allclose(sums, expected, rtol=1e-4)  # of cells of 2 x 2 pixels
+    rest = expected + float(network.dense.bias[1].detach())
+    np.testing.assert_allclose([e.score for e in explanations], rest, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", ["channel", "layer", "none"])
+def test_the_map_is_the_sum_of_magnitudes_scaled_and_resized(scale):
+    network = Plain().eval()
+    expected = np.zeros((2, 6, 6), np.float32)
+    for term in by_hand(network, X, 0):
+        term = torch.from_numpy(np.abs(term))
+        if scale != "none":
+            axes = (2, 3) if scale == "channel" else (1, 2, 3)
+            term = term - term.amin(axes, True)
+            term = term / term.amax(axes, True).clamp(min=1e-9)  # a channel may be off
+        drawn = nn.functional.interpolate(term, (6, 6), mode="bilinear")
+        expected += drawn.sum(1).numpy()
+    found = pellucid.explain(network, X, "fullgrad", target=0, scale=scale)
+    np.testing.assert_allclose([e.attribution for e in found], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_not_piecewise_linear_is_told():
+    (x,) = TWINS["vit"].inputs(1)
+    (one,) = pellucid.explain(TWINS["vit"].torch(), x, "fullgrad", target=1)
+    assert one.details["diagnosis"] == "completeness"
+    assert "not piecewise linear" in " ".join(one.notes)
+    (x,) = TWINS["residual"].inputs(1)
+    (two,) = pellucid.explain(TWINS["residual"].torch(), x, "fullgrad")
+    assert "diagnosis" not in two.details
+
+
+def test_what_it_cannot_do_is_said():
+    network = Plain().eval()
+    with pytest.raises(MethodError, match="scale='all' is unknown: channel, layer, none"):
+        pellucid.explain(network, X, "fullgrad", scale="all")
+    with pytest.raises(UnsupportedError, match="engine='onnx'"):
+        TorchAdapter(network).biases()
