@@ -296,9 +296,10 @@ def test_control_c_keeps_what_is_done():
         return linear(batch[:, ::4, ::4, 0].reshape(len(batch), 12))
 
     found = pellucid.explain(predict, image(), "lime", num_samples=400, **OPTIONS)
-    assert found.predictions == 129  # the image and two batches of 64
+    assert asked[:3] == [1, 64, 64]
+    assert found.predictions >= 129  # a mask that came before is known without asking
     np.testing.assert_allclose(found.weights, COEFFICIENTS, atol=1e-6)
-    assert any("Interrupted after 129 predictions" in note for note in found.notes)
+    assert any(f"Interrupted after {found.predictions} p" in note for note in found.notes)
 
 
 def test_control_c_before_anything_is_known_is_control_c():
