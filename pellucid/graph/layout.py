@@ -13,7 +13,15 @@ import onnx_ir as ir
 
 from pellucid.graph.tape import Tape, dims
 
-__all__ = ["channels", "in_blocks", "step", "step_below", "to_blocks"]
+__all__ = [
+    "channels",
+    "channels_first",
+    "channels_last",
+    "in_blocks",
+    "step",
+    "step_below",
+    "to_blocks",
+]
 
 BLOCK = 16  # channels that the runtime keeps together, at most
 _KEEPING = {"BatchNormalization", "Clip", "HardSigmoid", "MaxPool", "Relu", "Sigmoid", "Tanh"}
@@ -59,6 +67,16 @@ def to_blocks(t: Tape, g: ir.Value, count: int) -> ir.Value:
     if node is not None and node.op_type == "Relu" and node.inputs[0] is not None:
         return t.Relu(to_blocks(t, node.inputs[0], count))  # which fuses with the convolution
     return t.Conv(g, np.ones((count, 1, 1, 1), np.float32), group=count)
+
+
+def channels_last(t: Tape, value: ir.Value) -> ir.Value:
+    """View (N, C, H, W) as (N, H, W, C), where parts of an axis are moved in runs of channels."""
+    return t.Transpose(value, perm=[0, 2, 3, 1])
+
+
+def channels_first(t: Tape, value: ir.Value) -> ir.Value:
+    """View (N, H, W, C) as (N, C, H, W); the runtime joins this with its own reordering."""
+    return t.Transpose(value, perm=[0, 3, 1, 2])
 
 
 def step(t: Tape, y: ir.Value) -> ir.Value:

@@ -35,6 +35,7 @@ def finished_form(
     calls : with the exporter's names of the marks.
     initializers : new names of weights.
     """
+    model = with_constants_computed(model, initializers)  # while the marks keep their nodes alive
     graph = model.graph
     inputs, outputs = ports
     marks = list(graph.output)
@@ -43,7 +44,7 @@ def finished_form(
     known = {value.name for value in (*graph.value_info, *graph.input)}
     graph.value_info.extend(mark for mark in marks if mark.name not in known)
 
-    taken = {value.name for value in graph.input}
+    taken = {value.name for value in (*graph.input, *graph.initializer)}
     taken.update(tensor for node in graph.node for tensor in node.output)
     wanted = {port.tensor: port.name for port in inputs}
     wanted |= {call.outputs[0]: call.name for call in calls if call.outputs[0] not in wanted}
@@ -67,7 +68,7 @@ def finished_form(
         del node.metadata_props[:]
         node.doc_string = ""
     return OnnxForm(
-        with_constants_computed(model, {table.get(name, name) for name in initializers}),
+        model,
         tuple(replace(port, tensor=table.get(port.tensor, port.tensor)) for port in inputs),
         tuple(ends),
         tuple(

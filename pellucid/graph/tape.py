@@ -144,6 +144,26 @@ class Tape(ir.tape.Tape):
             )
         return len(shape)
 
+    def padded(
+        self,
+        value: ir.Value,
+        rank: int,
+        axis: int,
+        before: int,
+        after: int,
+        fill: ir.Value | None = None,
+    ) -> ir.Value:
+        """Add elements at both ends of an axis, zeros if nothing else is given.
+
+        The pads of all axes are written out: onnxruntime (1.31) mistakes those of a few axes for
+        all when it moves a Transpose past them.
+        """
+        if not before and not after:
+            return value
+        pads = [0] * (2 * rank)
+        pads[axis], pads[rank + axis] = before, after
+        return self.write("Pad", value, pads, fill)
+
     def shape(self, value: ir.Value) -> ir.Value:
         """Return the shape as an int64 tensor, constant where it is known."""
         known = dims(value)

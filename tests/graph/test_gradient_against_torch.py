@@ -211,6 +211,24 @@ def test_max_pool_gives_ties_to_the_first(
     check(node, lambda x: pool(x, kernel, stride, pad, dilation, ceil), x)
 
 
+@pytest.mark.parametrize(("kernel", "stride", "pad"), [(3, 2, 1), (3, 2, 0), (3, 1, 1), (4, 3, 0)])
+def test_max_pool_behind_a_convolution(kernel: int, stride: int, pad: int) -> None:
+    """Where the runtime keeps channels in blocks, with as many ties as a ReLU makes."""
+    x, w = normal(2, 3, 13, 14), normal(16, 3, 3, 3)
+    window = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [pad] * 4}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MaxPool", ["r"], ["y"], **window),
+    ]
+    model = network(nodes, {"x": x}, {"w": w}, dynamic=(0,))
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return F.max_pool2d(F.conv2d(x, real(w)).relu(), kernel, stride, pad)
+
+    check_by_torch(model, function, {"x": x})
+
+
 def test_extrema_share_ties() -> None:
     x = RNG.integers(0, 3, size=(3, 4, 5)).astype(np.float64)
     z = RNG.integers(0, 3, size=(4, 5)).astype(np.float64)

@@ -170,9 +170,7 @@ def _deconvolved(t: Tape, node: ir.Node, g: ir.Value, win: Window, group: int) -
     # one stride of zeros behind the longest, then the part that the input covers
     whole = t.Pad(
         t.ConvTranspose(g, weight, **common),
-        [0] * rank + [max(s, 1) for s in win.strides],
-        None,
-        list(range(2, rank + 2)),
+        [0] * (rank + 4) + [max(s, 1) for s in win.strides],
     )
     sizes = t.Shape(x, start=2, end=rank + 2)
     if win.pads is not None:

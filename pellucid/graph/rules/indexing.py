@@ -19,13 +19,6 @@ from pellucid.graph.rules.table import Cotangents, float_attr, int_attr, ints_at
 from pellucid.graph.tape import Tape, array, axes_of, dims, label
 
 
-def padded(t: Tape, g: ir.Value, axis: int, before: int, after: int) -> ir.Value:
-    """Add zeros at both ends of an axis."""
-    if not before and not after:
-        return g
-    return t.Pad(g, [before, after], None, [axis])
-
-
 @rule("Slice")
 def slice_(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     x = operand(node)
@@ -46,21 +39,21 @@ def slice_(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
                 continue
             return (slice_at_run_time(t, node, g),)
         kept = range(size)[int(start) : None if end <= -size - 1 else int(end) : int(step)]
-        g = spread(t, g, axis, kept, size)
+        g = spread(t, g, rank, axis, kept, size)
     return (g,)
 
 
-def spread(t: Tape, g: ir.Value, axis: int, kept: range, size: int) -> ir.Value:
+def spread(t: Tape, g: ir.Value, rank: int, axis: int, kept: range, size: int) -> ir.Value:
     """Put the elements of an axis at the places `kept` of a longer axis of zeros."""
     if kept.step < 0:
         back = [np.iinfo(np.int64).min]
         g, kept = t.Slice(g, [-1], back, [axis], [-1]), kept[::-1]
     step = kept.step
     if step > 1 and len(kept):  # (.., n, ..) -> (.., n, 1, ..) -> (.., n, step, ..)
-        apart = padded(t, t.Unsqueeze(g, [axis + 1]), axis + 1, 0, step - 1)
+        apart = t.padded(t.Unsqueeze(g, [axis + 1]), rank + 1, axis + 1, 0, step - 1)
         g = t.Reshape(apart, _merged(t, apart, axis))
     reached = kept.start + len(kept) * step
-    return padded(t, g, axis, kept.start, size - reached)
+    return t.padded(g, rank, axis, kept.start, size - reached)
 
 
 def _merged(t: Tape, value: ir.Value, axis: int) -> ir.Value:
@@ -102,9 +95,10 @@ def gather(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     if places is not None and size is not None and places.size:
         flat = [int(i) % size for i in places.reshape(-1)]
         if places.ndim == 0:
-            return (padded(t, t.Unsqueeze(g, [axis]), axis, flat[0], size - 1 - flat[0]),)
+            one = t.Unsqueeze(g, [axis])
+            return (t.padded(one, rank, axis, flat[0], size - 1 - flat[0]),)
         if places.ndim == 1 and flat == list(range(flat[0], flat[0] + len(flat))):
-            return (padded(t, g, axis, flat[0], size - flat[0] - len(flat)),)
+            return (t.padded(g, rank, axis, flat[0], size - flat[0] - len(flat)),)
     # (.., idx.., ..) -> (.., n, ..), indices spread over the other axes
     before = [t.size(x, a) for a in range(axis)]
     after = [t.size(x, a) for a in range(axis + 1, rank)]
@@ -168,17 +162,20 @@ def top_k(t: Tape, node: ir.Node, g: ir.Value | None, _: ir.Value | None) -> Cot
 def pad(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     x, pads = operand(node), operand(node, 1)
     mode = str_attr(node, "mode", "constant")
-    if mode == "constant":
+    amounts = array(pads)
+    if mode == "constant" and (amounts is None or dims(x) is None):
         axes = node.inputs[3] if len(node.inputs) > 3 else None
         return (t.Pad(g, t.Neg(pads), None, axes),)
-    rank, amounts = t.rank(x), array(pads)
     if amounts is None:
         raise UnsupportedError(f"{label(node)} takes its pads at run time: no derivative.")
+    rank = t.rank(x)
     axes_given = axes_of(node, rank, 3) or list(range(rank))
     half = len(axes_given)
     for index, axis in enumerate(axes_given):
         before, after = int(amounts[index]), int(amounts[half + index])
-        if before or after:
+        if mode == "constant":
+            g = t.padded(g, rank, axis % rank, -before, -after)
+        elif before or after:
             matrix = t.Pad(t.eye(x, axis), [before, after], None, [1], mode=mode)  # (i, o)
             g = t.along(g, matrix, axis, rank)
     return (g,)

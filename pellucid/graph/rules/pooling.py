@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from pellucid.graph.layout import channels_first, channels_last, in_blocks
 from pellucid.graph.rules.convolution import window
 from pellucid.graph.rules.indexing import scatter_flat
 from pellucid.graph.rules.rectifier import operand, output
@@ -48,7 +50,8 @@ def _by_comparison(t: Tape, node: ir.Node, g: ir.Value) -> ir.Value | None:
     steps = [length(y, axis) for axis in range(2, t.rank(x))]
     if max(kernel) > _FEW or win.pads is None or None in (*win.sizes, *steps):
         return None
-    stages, value = [], x
+    stages: list[_Stage] = []
+    value, rank = x, t.rank(x)
     for axis in reversed(range(len(kernel))):  # the last axis first: rows are chosen over columns
         extent, stride, pads = win.extent[axis], win.strides[axis], win.pads[axis]
         size, count = win.sizes[axis] or 0, steps[axis] or 0
@@ -61,65 +64,84 @@ def _by_comparison(t: Tape, node: ir.Node, g: ir.Value) -> ir.Value | None:
             dilations=_only(axis, win.dilations[axis], len(kernel), 1),
             pads=[*_only(axis, pads[0], len(kernel), 0), *_only(axis, behind, len(kernel), 0)],
         )  # fmt: skip
-        stages.append((axis + 2, value, pooled, offsets, stride, size, count))
+        stages.append(_Stage(value, pooled, rank, axis + 2, offsets, stride, size, count))
         value = pooled
-    for axis, before, after, offsets, stride, size, count in reversed(stages):
-        g = _to_first(t, g, before, after, axis, offsets, stride, size, count)
-    return g
+    if t.dtype != ir.DataType.FLOAT or not in_blocks(t, x):
+        for stage in reversed(stages):
+            g = _to_first(t, g, stage)
+        return g
+    g = channels_last(t, g)
+    for stage in reversed(stages):
+        before, after = channels_last(t, stage.before), channels_last(t, stage.after)
+        turned = replace(stage, before=before, after=after, axis=stage.axis - 1)
+        g = _to_first(t, g, turned, multiply=True)
+    return channels_first(t, g)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Maxima along one axis: window i of offset d has the element at s i + d.
+
+    Attributes
+    ----------
+    before, after : the values and their maxima.
+    rank : number of their axes.
+    size, count : elements and maxima along the axis.
+    """
+
+    before: ir.Value
+    after: ir.Value
+    rank: int
+    axis: int
+    offsets: list[int]
+    stride: int
+    size: int
+    count: int
 
 
 def _only(axis: int, value: int, rank: int, other: int) -> list[int]:
     return [value if index == axis else other for index in range(rank)]
 
 
-def _to_first(
-    t: Tape,
-    g: ir.Value,
-    x: ir.Value,
-    y: ir.Value,
-    axis: int,
-    offsets: list[int],
-    stride: int,
-    size: int,
-    count: int,
-) -> ir.Value:
-    """Carry a cotangent of maxima along one axis to the first element that is the maximum."""
+def _to_first(t: Tape, g: ir.Value, stage: _Stage, multiply: bool = False) -> ir.Value:
+    """Carry a cotangent of maxima along one axis to the first element that is the maximum.
+
+    `multiply` masks by products, at half the price of choices.
+    """
+    axis, stride, count = stage.axis, stage.stride, stage.count
     lowest = t.constant(np.asarray(np.finfo(t.dtype.numpy()).min, t.dtype.numpy()))
     parts: list[ir.Value] = []
     left = g
-    for offset in offsets[:-1]:
+    for offset in stage.offsets[:-1]:
         first = max(0, -(offset // stride))  # the first window whose element lies in the input
-        last = max(first, min(count, (size - 1 - offset) // stride + 1))
+        last = max(first, min(count, (stage.size - 1 - offset) // stride + 1))
         start = offset + first * stride
-        inside = t.Slice(x, [start], [start + (last - first - 1) * stride + 1], [axis], [stride])
-        if first or last < count:
-            inside = t.Pad(inside, [first, count - last], lowest, [axis])
-        hit = t.Equal(inside, y)
-        parts.append(t.Where(hit, left, 0.0))
-        left = t.Where(hit, 0.0, left)
+        end = start + (last - first - 1) * stride + 1
+        inside = t.Slice(stage.before, [start], [end], [axis], [stride])
+        inside = t.padded(inside, stage.rank, axis, first, count - last, lowest)
+        hit = t.Equal(inside, stage.after)
+        if multiply:
+            parts.append(t.Mul(t.Cast(hit, to=int(t.dtype)), left))
+            left = t.Sub(left, parts[-1])
+        else:
+            parts.append(t.Where(hit, left, 0.0))
+            left = t.Where(hit, 0.0, left)
     parts.append(left)
-    return _interleave(t, parts, offsets, axis, stride, size, count)
+    return _interleaved_windows(t, parts, stage)
 
 
-def _interleave(
-    t: Tape,
-    parts: list[ir.Value],
-    offsets: list[int],
-    axis: int,
-    stride: int,
-    size: int,
-    count: int,
-) -> ir.Value:
-    """Add up (.., count, ..) per offset to (.., size, ..): window i of offset d is at s i + d."""
+def _interleaved_windows(t: Tape, parts: list[ir.Value], stage: _Stage) -> ir.Value:
+    """Add up (.., count, ..) per offset to (.., size, ..)."""
     # position s q + r gets the parts whose offset is s j + r, j places further on
-    length_, phases = -(-size // stride), []
+    axis, stride = stage.axis, stage.stride
+    places, phases = -(-stage.size // stride), []
     for residue in range(stride):
         terms = []
-        for part, offset in zip(parts, offsets, strict=True):
+        for part, offset in zip(parts, stage.offsets, strict=True):
             if (offset - residue) % stride == 0:
                 ahead = (offset - residue) // stride
-                pads = [ahead, length_ - count - ahead]
-                terms.append(t.Pad(part, pads, None, [axis]) if any(pads) else part)
+                behind = places - stage.count - ahead
+                terms.append(t.padded(part, stage.rank, axis, ahead, behind))
         phases.append(t.add(terms) if terms else None)
     some = next(phase for phase in phases if phase is not None)
     if stride == 1:
@@ -127,8 +149,8 @@ def _interleave(
     filled = [t.Mul(some, 0.0) if phase is None else phase for phase in phases]
     apart = t.Concat(*(t.Unsqueeze(phase, [axis + 1]) for phase in filled), axis=axis + 1)
     ends = t.Shape(some, start=0, end=axis), t.Shape(some, start=axis + 1)
-    joined = t.Reshape(apart, t.Concat(ends[0], [length_ * stride], ends[1], axis=0))
-    return joined if length_ * stride == size else t.Slice(joined, [0], [size], [axis])
+    joined = t.Reshape(apart, t.Concat(ends[0], [places * stride], ends[1], axis=0))
+    return joined if places * stride == stage.size else t.Slice(joined, [0], [stage.size], [axis])
 
 
 @rule("AveragePool")
