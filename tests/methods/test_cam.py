@@ -100,7 +100,7 @@ def test_unknown_options_methods_and_styles_are_named():
         pellucid.explain(model, X, rely=True)
     with pytest.raises(MethodError, match=r"no method 'gradcam'.*Did you mean 'grad-cam'"):
         pellucid.explain(model, X, method="gradcam")
-    with pytest.raises(MethodError, match="Did you mean 'captum'"):
+    with pytest.raises(MethodError, match="those of 'paper', 'captum'"):
         pellucid.explain(model, X, like="capture")
     with pytest.raises(MethodError, match="empty list"):
         pellucid.explain(model, X, layer=[])

@@ -32,6 +32,7 @@ _ROWS = 200  # that the kernel is fitted to
 _STEPS = 8  # of L-BFGS: more change the weights by less than their standard errors
 _TOTAL = 1.5  # sum of the a_k that the prior expects
 _FLOOR = 0.1  # a superpixel without a weight still gets this share of the mean a_k
+_MEMORY = 2**25  # bytes for polynomials
 _ADDITIVE = 1e-4  # share of the variance below which a linear model leaves nothing to model
 
 
@@ -218,50 +219,51 @@ def _projection(kriging: Kriging, masks: Masks, locality: Locality) -> tuple[Num
 def _expectations(kriging: Kriging, masks: Masks, sizes: Numbers) -> tuple[Numbers, Numbers]:
     """Return `E k(z, x_i)`, `(n,)`, and `E k(z, x_i) z_j`, `(n, K)`, over masks z of such sizes.
 
-    With `q_k(z) = 1` where mask i agrees with z at k and e_k = exp(-2 a_k) where not, the sum of k
-    over the masks of size s is the coefficient w_s of t^s in the product of `q_k(0) + q_k(1) t`;
-    over those that keep superpixel j it is that of `q_j(1) t` times the product without j.
+    With `q_k(z) = 1` where mask i agrees with z at k and exp(-2 a_k) where not, the sum of k over
+    the masks of size s is the coefficient of t^s in the product of `q_k(0) + q_k(1) t`; over those
+    that keep superpixel j it is that of `q_j(1) t` times the product without j.
     """
     count, unlike = masks.shape[1], np.exp(-2 * kriging.relevance)
-    off = np.where(masks, unlike, 1.0)  # q_k(0), (n, K)
-    on = np.where(masks, 1.0, unlike)
-    whole = np.zeros((len(masks), count + 1))  # w_s
-    whole[:, 0] = 1
-    for k in range(count):
-        low, high = off[:, k, None], on[:, k, None]
-        shifted = whole[:, : k + 1] * high
-        whole[:, : k + 1] *= low
-        whole[:, 1 : k + 2] += shifted
     s = np.arange(count + 1)
     # Probability of one mask of size s: that of its size, over how many masks share it.
     choices = gammaln(count + 1) - gammaln(s + 1) - gammaln(count - s + 1)
     chance = sizes * np.exp(-choices) * kriging.scale
-    kept, hidden = _with_each(chance, unlike)
-    return whole @ chance, np.where(masks, whole @ kept, whole @ hidden)
+    rows = max(1, _MEMORY // (8 * (count + 1) ** 2))
+    parts = [
+        _without_each(np.where(part, unlike, 1.0), np.where(part, 1.0, unlike), chance)
+        for part in np.split(masks, range(rows, len(masks), rows))
+    ]
+    return np.concatenate([mean for mean, _ in parts]), np.concatenate([one for _, one in parts])
 
 
-def _with_each(chance: Numbers, unlike: Numbers) -> tuple[Numbers, Numbers]:
-    """Return what to multiply w by for the expectation over masks that keep superpixel j.
+def _without_each(off: Numbers, on: Numbers, chance: Numbers) -> tuple[Numbers, Numbers]:
+    """Return the sum of `chance_s` times coefficient s of a product, and of it without a factor.
 
-    Dividing w by a factor `1 + e_j t` (mask i hides j) or `e_j + t` (it keeps j) is a recursion
-    linear in w, from the end at which it does not magnify errors; here it is turned round, so
-    that it runs over `chance` alone.
+    The product of the factors before j meets what chance is to it through those behind j. Division
+    by factor j would be quicker, but where few masks share a size their coefficients are 1e-14 of
+    the largest, whose rounding errors it carries there. Here all terms are positive.
 
     Parameters
     ----------
-    chance : c_s, `(K + 1,)`.
-    unlike : e_j, `(K,)`.
+    off, on : the factors `off_j + on_j t`, `(n, K)` each.
+    chance : `(K + 1,)`.
 
     Returns
     -------
-    kept, hidden : `(K + 1, K)`, for masks that keep and that hide j.
+    whole, without : `(n,)`; `(n, K)` with `on_j t` in the place of factor j.
     """
-    count = len(unlike)
-    kept, hidden = np.zeros((2, count + 1, count))
-    for s in range(count):  # w_s = e v_s + v_(s - 1), from the last: v_(s - 1) = w_s - e v_s
-        kept[s + 1] = chance[s + 1] - unlike * kept[s]
-    for s in range(
-        count, 0, -1
-    ):  # w_s = v_s + e v_(s - 1), from the first: v_s = w_s - e v_(s - 1)
-        hidden[s - 1] = chance[s] - unlike * hidden[s]
-    return kept, unlike * hidden
+    rows, count = off.shape
+    behind = np.empty((count + 1, rows, count + 1))
+    behind[count] = chance
+    for j in range(count - 1, -1, -1):
+        np.multiply(behind[j + 1], off[:, j, None], out=behind[j])
+        behind[j, :, :-1] += behind[j + 1, :, 1:] * on[:, j, None]
+    ahead = np.zeros((rows, count + 1))
+    ahead[:, 0] = 1
+    without = np.empty_like(off)
+    for j in range(count):
+        shifted = ahead[:, :-1] * on[:, j, None]
+        without[:, j] = np.einsum("ns,ns->n", shifted, behind[j + 1, :, 1:])
+        ahead *= off[:, j, None]
+        ahead[:, 1:] += shifted
+    return behind[0, :, 0], without

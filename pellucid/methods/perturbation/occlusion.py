@@ -16,6 +16,7 @@ from pellucid.methods.perturbation.subject import Subject
 
 __all__ = ["hierarchical_occlusion", "occlusion"]
 
+_AT_ONCE = 16  # predictions
 Boxes = NDArray[np.int64]  # (n, 2, S): first positions, and those behind the last
 
 
@@ -133,9 +134,9 @@ def hierarchical_occlusion(
         divisible = sides.max(axis=1) > smallest
         order = np.argsort(-np.abs(falls) * divisible, kind="stable")
         order = order[divisible[order]]
-        # As many at once as a batch takes, but none that is far behind the first.
+        # Several at once, however large batches the engine likes, but none far behind the first.
         worth = order[np.abs(falls[order]) >= 0.5 * np.abs(falls[order[:1]]).sum()]
-        chosen = list(worth[: max(1, subject.rows // 2 ** len(spatial))])
+        chosen = list(worth[: max(1, _AT_ONCE // 2 ** len(spatial))])
         parts = [_halves(boxes[index], smallest) for index in chosen]
         while parts and sum(map(len, parts)) > left:
             parts.pop()

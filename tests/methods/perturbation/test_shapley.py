@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import permutations, product
-from math import factorial
+from math import comb, factorial
 
 import numpy as np
 import pytest
@@ -94,6 +94,31 @@ def test_the_shapley_values_of_the_process_are_exact():
 
     np.testing.assert_allclose(shares, shapley(np.arange(50)), atol=1e-9)
     assert deviations.shape == (25, 7)
+
+
+def test_the_process_stays_exact_with_many_superpixels():
+    """Of one pair of masks and superpixels alike, sums over sizes and overlaps tell all."""
+    count, kept, unlike = 80, 30, 0.9
+    sizes = coalition_sizes(count)
+    mask = np.arange(count) < kept
+    kriging = Kriging(np.full(count, -np.log(unlike) / 2), 1.0, 0.1)
+    found, _ = fair_shares(kriging, np.array([mask, ~mask]), np.array([1.0, -1.0]), sizes)
+
+    def joint(shown, among):  # E k(z, x) z_j, superpixel j among the shown ones of x or not
+        return sum(
+            sizes[s] / comb(count, s) * unlike ** (shown + s - 2 * both)
+            * comb(shown - among, both - among)
+            * comb(count - shown - (not among), s - both - (not among))
+            for s in range(1, count) for both in range(among, min(shown, s - (not among)) + 1)
+        )  # fmt: skip
+
+    alpha = 1 / (1 + 0.1 - unlike**count)  # of the first mask; that of the second is its negative
+    first = joint(kept, True) - joint(count - kept, False)
+    second = joint(kept, False) - joint(count - kept, True)
+    s = np.arange(count + 1)
+    apart = sizes @ (s * (count - s)) / (count * (count - 1))
+    expected = alpha * np.where(mask, first, second) / apart
+    np.testing.assert_allclose(found, expected - expected.mean(), rtol=1e-9)
 
 
 def test_the_process_makes_kernel_shap_steadier_and_keeps_the_sum():
