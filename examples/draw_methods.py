@@ -22,7 +22,7 @@ from pellucid.cli.quiet import quiet, talk_aside
 from pellucid.explanation import Explanation
 from pellucid.methods.registry import METHODS
 
-COLUMNS, PANEL, TITLE, GAP = 7, 1.5, 0.22, 0.06  # inches, but for the columns
+COLUMNS, PANEL, TITLE, GAP = 7, 1.8, 0.22, 0.06  # inches, but for the columns
 DPI = 96
 # Where global average pooling follows, the class activation maps coincide: so an earlier block.
 CAT = {"layer": "_blocks.10"}
@@ -84,9 +84,8 @@ def main(folder: Path) -> None:
             model = pellucid.load(network, labels=labels, preprocess=preprocess)
         print(name)
         drawn = sheet(explained(model, picture, layer, own))
-        path = folder / f"{name}.png"
-        # 256 colours are enough for a documentation and take a third of the space.
-        drawn.quantize(256, Image.Quantize.MEDIANCUT).save(path, optimize=True)
+        path = folder / f"{name}.jpg"
+        drawn.save(path, quality=88, optimize=True)
         print(f"  {path}: {path.stat().st_size / 1000:.0f} kB")
 
 

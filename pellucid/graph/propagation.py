@@ -263,35 +263,105 @@ def _epsilon(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
 
 
 def _gamma(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
-    """Favour positive weights: `w + gamma max(w, 0)`."""
+    """Favour the terms of the result's sign: those `w x` count `1 + gamma` times."""
     if not _has_weights(t, node):
         return _gated(t, node, g)
-    inputs = list(node.inputs)
-    for index, value in enumerate(inputs[1:3], start=1):
-        contents = array(value)
-        if contents is not None:
-            inputs[index] = t.constant(contents + _GAMMA * np.maximum(contents, 0))
+    x, up, down = operand(node), *(_weights_only(t, node, sign) for sign in (1, -1))
+    plus, minus = _of_sign(t, node, up, down), _of_sign(t, node, down, up)
     z, bias = _with_bias(node)
-    raised = _again(t, node, inputs)
     if bias is not None:
-        raised = t.Add(raised, t.constant(bias + _GAMMA * np.maximum(bias, 0)))
-    shares = t.Div(t.Mul(g, z), _stabilised(t, raised))
-    return _derivative(t, _like(node, inputs), shares)
+        plus = t.Add(plus, t.constant(np.maximum(bias, 0)))
+        minus = t.Add(minus, t.constant(np.minimum(bias, 0)))
+    rises = t.GreaterOrEqual(z, 0.0)
+    favoured = t.Add(z, t.Mul(t.Where(rises, plus, minus), _GAMMA))  # as large as z, or larger
+    shares = t.Div(t.Mul(g, z), _stabilised(t, favoured))
+    above, below = t.Where(rises, shares, 0.0), t.Where(rises, 0.0, shares)
+
+    def along(weights: list[ir.Value | None], part: ir.Value) -> ir.Value:
+        found = _derivative(t, _like(node, [x, *weights]), _typed(part, output(node)))[0]
+        assert found is not None
+        return found
+
+    more = t.Where(
+        t.GreaterOrEqual(x, 0.0),
+        t.Add(along(up, above), along(down, below)),
+        t.Add(along(down, above), along(up, below)),
+    )
+    (plain, *_) = _derivative(t, _like(node, node.inputs[:2]), _typed(shares, output(node)))
+    assert plain is not None
+    return (t.Add(plain, t.Mul(more, _GAMMA)),)
 
 
 def _z_plus(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     """Only terms that push up count: positive inputs by positive weights, negative by negative."""
     if not _has_weights(t, node):
         return _gated(t, node, g)
-    x = operand(node)
-    up, down = (_weights_only(t, node, sign) for sign in (1, -1))
-    rising, falling = _typed(t.Relu(x), x), _typed(t.Neg(t.Relu(t.Neg(x))), x)
-    z = t.Add(_again(t, node, [rising, *up]), _again(t, node, [falling, *down]))
+    x, up, down = operand(node), *(_weights_only(t, node, sign) for sign in (1, -1))
+    z = _of_sign(t, node, up, down)
     shares = _quotient(t, t.Mul(g, _with_bias(node)[0]), z, t.Mul(g, 0.0))
     ((above, *_), (below, *_)) = (
         _derivative(t, _like(node, [x, *part]), shares) for part in (up, down)
     )
     return (t.Where(t.GreaterOrEqual(x, 0.0), above, below),)
+
+
+def _of_sign(
+    t: Tape, node: ir.Node, of_rising: list[ir.Value | None], of_falling: list[ir.Value | None]
+) -> ir.Value:
+    """Add up the terms of positive inputs by some weights and of negative inputs by others."""
+    x = operand(node)
+    rising, falling = _typed(t.Relu(x), x), _typed(t.Neg(t.Relu(t.Neg(x))), x)
+    return t.Add(_again(t, node, [rising, *of_rising]), _again(t, node, [falling, *of_falling]))
+
+
+def _same_sign(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    """Of a sum of activations only the terms of its sign count, so that none gets more than all.
+
+    Both branches of a residual block may be large and cancel; in proportion to the terms, block
+    after block would make more relevance of either sign.
+    """
+
+    def shares(same: ir.Value) -> tuple[ir.Value, ir.Value]:
+        nothing = t.Mul(g, 0.0)
+        return _quotient(t, t.Mul(g, output(node)), same, nothing), nothing
+
+    return _by_sign(t, node, g, shares)
+
+
+def _gamma_of_sum(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    """Favour the terms of the sum's sign, as those of a layer are."""
+
+    def shares(same: ir.Value) -> tuple[ir.Value, ir.Value]:
+        y = output(node)
+        plain = t.Div(t.Mul(g, y), _stabilised(t, t.Add(y, t.Mul(same, _GAMMA))))
+        return t.Mul(plain, 1 + _GAMMA), plain
+
+    return _by_sign(t, node, g, shares)
+
+
+def _by_sign(
+    t: Tape, node: ir.Node, g: ir.Value, shares: Callable[[ir.Value], tuple[ir.Value, ir.Value]]
+) -> Cotangents:
+    """Give the terms of a sum or difference one share where they have its sign, or another.
+
+    Parameters
+    ----------
+    shares : gives both, from the sum of the terms that have the sign.
+    """
+    y, values = output(node), [operand(node, index) for index in range(len(node.inputs))]
+    if not all(value in t.wanted for value in values):
+        return _derivative(t, node, g)
+    signs = [1.0, -1.0 if node.op_type == "Sub" else 1.0, *[1.0] * (len(values) - 2)]
+    terms = [value if s > 0 else t.Neg(value) for s, value in zip(signs, values, strict=False)]
+    along = [t.Greater(t.Mul(term, y), 0.0) for term in terms]
+    own, other = shares(
+        t.add([t.Where(a, term, 0.0) for a, term in zip(along, terms, strict=True)])
+    )
+    parts = [t.Where(a, own, other) for a in along]
+    return tuple(
+        t.unbroadcast(part if s > 0 else t.Neg(part), y, value)
+        for s, part, value in zip(signs, parts, values, strict=False)
+    )
 
 
 def _with_bias(node: ir.Node) -> tuple[ir.Value, NDArray[Any] | None]:
@@ -374,12 +444,13 @@ def _nothing(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
 _CONVOLUTIONS, _DENSE = ("Conv", "ConvTranspose"), ("Gemm", "MatMul")
 
 
-def _lrp(convolution: Rule, dense: Rule) -> dict[str, Rule]:
+def _lrp(convolution: Rule, dense: Rule, total: Rule = _derivative) -> dict[str, Rule]:
     own: dict[str, Rule] = {
         "Mul": _gated, "Einsum": _gated, "Div": _constant_divisor, "Softmax": _nothing,
         "LayerNormalization": _constant_deviation,
         **{op: RULES[op] for op in _MAXIMA},
         **dict.fromkeys(_CONVOLUTIONS, convolution), **dict.fromkeys(_DENSE, dense),
+        **dict.fromkeys(("Add", "Sub", "Sum"), total),
     }  # fmt: skip
     return _table("LRP", own, _passed_on)
 
@@ -394,7 +465,7 @@ def _as_it_is(model: ir.Model, named: set[str]) -> None:
 PROPAGATIONS: dict[str, Propagation] = {
     "deeplift": Propagation(_DEEPLIFT, _rescale, _as_it_is),
     "lrp-epsilon": Propagation(_lrp(_epsilon, _epsilon), _passed_on, merge_affine),
-    "lrp-gamma": Propagation(_lrp(_gamma, _gamma), _passed_on, merge_affine),
-    "lrp-z-plus": Propagation(_lrp(_z_plus, _z_plus), _passed_on, merge_affine),
-    "lrp-composite": Propagation(_lrp(_z_plus, _epsilon), _passed_on, merge_affine),
+    "lrp-gamma": Propagation(_lrp(_gamma, _gamma, _gamma_of_sum), _passed_on, merge_affine),
+    "lrp-z-plus": Propagation(_lrp(_z_plus, _z_plus, _same_sign), _passed_on, merge_affine),
+    "lrp-composite": Propagation(_lrp(_z_plus, _epsilon, _same_sign), _passed_on, merge_affine),
 }

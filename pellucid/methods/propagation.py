@@ -90,8 +90,10 @@ def lrp(model: Adapter, x: Batch, objective: Objective, *, rule: Rule = "composi
     ----------
     model : the network, on the ONNX engine.
     rule : of convolutions and dense layers. `"epsilon"`: in proportion to the terms, with a
-        stabiliser of 1e-9; `"gamma"`: positive weights count 1.25 times; `"z-plus"`: only terms
-        that push up; `"composite"`: z-plus in convolutions, epsilon in dense layers.
+        stabiliser of 1e-9; `"gamma"`: terms of the result's sign count 1.25 times; `"z-plus"`:
+        only terms that push up; `"composite"`: z-plus in convolutions, epsilon in dense layers.
+        Where branches are added up, gamma favours those of the sum's sign and z-plus and
+        composite leave out the others.
 
     Source
     ------

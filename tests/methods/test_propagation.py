@@ -143,14 +143,16 @@ def test_lrp_equals_captum(rule):
 
     rules = {"epsilon": EpsilonRule, "gamma": GammaRule, "z-plus": Alpha1_Beta0_Rule}
     biased = rule == "epsilon"  # captum's other rules treat biases in ways of their own
+    # and its gamma favours positive weights where the result is negative, too
+    targets = [1] * 3 if rule == "gamma" else TARGETS
     network, x = plain_network(biased), np.abs(X)  # and its z-plus takes inputs as positive
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.rule = rules[rule]()
     model = exported(plain_network(biased), x)
-    found = lrp(model, x, Objective(model, TARGETS), rule=rule)
+    found = lrp(model, x, Objective(model, targets), rule=rule)
     tensor = torch.from_numpy(x).requires_grad_()
-    theirs = captum.LRP(network).attribute(tensor, target=torch.tensor(TARGETS)).detach().numpy()
+    theirs = captum.LRP(network).attribute(tensor, target=torch.tensor(targets)).detach().numpy()
     scale = np.abs(theirs).max()
     assert scale > 0
     np.testing.assert_allclose(found, theirs, atol=1e-5 * scale)
@@ -241,6 +243,42 @@ def test_what_follows_a_layer_counts_as_part_of_it(rule):
     np.testing.assert_allclose(objectives[0].scores, objectives[1].scores, rtol=1e-5)
     np.testing.assert_allclose(*maps, atol=1e-5 * np.abs(maps[0]).max())
     assert np.abs(maps[0]).max() > 0
+
+
+@pytest.mark.parametrize("rule", ["z-plus", "composite"])
+def test_branches_that_cancel_make_no_relevance_of_their_own(rule):
+    """Block after block, shares in proportion to the terms would grow beyond the score."""
+
+    class Cancelling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.layers = nn.ModuleList(nn.Conv2d(3, 3, 1, bias=False) for _ in range(6))
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = 10 * layer(x) - 0.9 * (10 * layer(x)).roll(1, 2)
+            return x.relu().mean((2, 3))
+
+    model = exported(Cancelling(), np.abs(X))
+    objective = Objective(model)
+    found = lrp(model, np.abs(X), objective, rule=rule)
+    assert (objective.scores > 0).all()
+    assert found.min() >= 0
+    assert (found.sum(axis=(1, 2, 3)) <= objective.scores * 1.001).all()
+    assert (found.sum(axis=(1, 2, 3)) > 0).all()
+
+
+def test_gamma_favours_the_terms_of_the_results_sign():
+    weight = torch.tensor([[2.0, -1.0, -3.0]])
+    network = nn.Linear(3, 1, bias=False)
+    with torch.no_grad():
+        network.weight.copy_(weight)
+    x = np.array([[1.0, 1.0, 1.0], [1.0, -1.0, -1.0]], np.float32)  # -2; 2 + 1 + 3
+    model = exported(network, x)
+    found = lrp(model, x, Objective(model, 0), rule="gamma")
+    falling = np.array([2.0, -1.25, -3.75]) * -2 / (-2 - 0.25 * 4)
+    np.testing.assert_allclose(found, [falling, [2.0, 1.0, 3.0]], rtol=1e-5)
 
 
 def test_what_has_another_reader_stays_apart():

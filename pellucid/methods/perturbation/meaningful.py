@@ -33,10 +33,10 @@ def meaningful_perturbation(
 ) -> Finding:
     """Search the mask m that hides little of the image and most of its score.
 
-    `minimise (score(m image + (1 - m) hidden) - score(hidden)) / |score(image) - score(hidden)|
-    + sparsity mean(1 - m) + smoothness TV(m)`, m on a coarse grid, enlarged linearly, by Adam.
-    The difference of the scores as unit makes the weights mean the same for logits and
-    probabilities.
+    `minimise max(s(m image + (1 - m) hidden), 0) + sparsity mean(1 - m) + smoothness TV(m)`, where
+    s is the score on a scale from 0 for the hidden image to 1 for the image, m on a coarse grid,
+    enlarged linearly, by Adam. Nothing is gained below 0, where a mask would paint what speaks
+    against the target instead of hiding what speaks for it.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def meaningful_perturbation(
     ]
     difference = subject.image - hidden
     least = _value(subject, hidden)[0]
-    unit = abs(subject.score - least)
+    unit = subject.score - least  # of its sign
     if not unit:
         raise MethodError(
             "The score is the same with the whole image hidden: give another replacement=."
@@ -81,10 +81,11 @@ def meaningful_perturbation(
             subject.predictions += 1
             subject.bar(1)
             change, slope = _variation(mask)
-            loss = (value - least) / unit + sparsity * float(1 - mask.mean()) + smoothness * change
+            left = max((value - least) / unit, 0)
+            loss = left + sparsity * float(1 - mask.mean()) + smoothness * change
             if loss < best:
                 best, found = loss, mask
-            fine = (gradient * difference).sum(axis=0) / np.float32(unit)
+            fine = (gradient * difference).sum(axis=0) * np.float32((left > 0) / unit)
             coarse = reduce(
                 lambda m, axis: _along(m, axis[1].T, axis[0]), enumerate(enlarging), fine
             )

@@ -224,6 +224,25 @@ def test_the_mask_hides_what_the_score_rests_on():
     assert found.facts["hidden_share"] < 0.4
 
 
+def test_meaningful_perturbation_hides_no_more_than_the_score_is_worth():
+    """Half of what speaks for it outweighs what speaks against it; more would be no loss."""
+
+    class Halves(nn.Module):
+        def forward(self, x):
+            return (2 * x[..., :8] - x[..., 8:]).mean((1, 2, 3))[:, None]
+
+    found = pellucid.explain(
+        Halves(),
+        np.ones((1, 3, 16, 16), np.float32),
+        "meaningful-perturbation",
+        target=0,
+        replacement=0.0,
+        sparsity=0.1,
+    )[0]
+    assert abs(found.facts["left_of_score"]) < 0.1
+    assert 0.2 < found.facts["hidden_share"] < 0.3
+
+
 def test_meaningful_perturbation_wants_gradients():
     with pytest.raises(UnsupportedError, match="no gradients"):
         pellucid.explain(linear, GREY, "meaningful-perturbation")
