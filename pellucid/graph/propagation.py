@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from pellucid.errors import UnsupportedError
 from pellucid.graph.merging import merge_affine
@@ -258,20 +257,17 @@ def _passed_on(
 def _epsilon(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     if not _has_weights(t, node):
         return _gated(t, node, g)
-    z, _ = _with_bias(node)
+    z = _with_bias(node)
     return _derivative(t, node, t.Div(t.Mul(g, z), _stabilised(t, z)))
 
 
 def _gamma(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
-    """Favour the terms of the result's sign: those `w x` count `1 + gamma` times."""
+    """Favour the terms of the result's sign, not the bias: those `w x` count `1 + gamma` times."""
     if not _has_weights(t, node):
         return _gated(t, node, g)
     x, up, down = operand(node), *(_weights_only(t, node, sign) for sign in (1, -1))
     plus, minus = _of_sign(t, node, up, down), _of_sign(t, node, down, up)
-    z, bias = _with_bias(node)
-    if bias is not None:
-        plus = t.Add(plus, t.constant(np.maximum(bias, 0)))
-        minus = t.Add(minus, t.constant(np.minimum(bias, 0)))
+    z = _with_bias(node)
     rises = t.GreaterOrEqual(z, 0.0)
     favoured = t.Add(z, t.Mul(t.Where(rises, plus, minus), _GAMMA))  # as large as z, or larger
     shares = t.Div(t.Mul(g, z), _stabilised(t, favoured))
@@ -298,7 +294,7 @@ def _z_plus(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
         return _gated(t, node, g)
     x, up, down = operand(node), *(_weights_only(t, node, sign) for sign in (1, -1))
     z = _of_sign(t, node, up, down)
-    shares = _quotient(t, t.Mul(g, _with_bias(node)[0]), z, t.Mul(g, 0.0))
+    shares = _quotient(t, t.Mul(g, _with_bias(node)), z, t.Mul(g, 0.0))
     ((above, *_), (below, *_)) = (
         _derivative(t, _like(node, [x, *part]), shares) for part in (up, down)
     )
@@ -364,18 +360,17 @@ def _by_sign(
     )
 
 
-def _with_bias(node: ir.Node) -> tuple[ir.Value, NDArray[Any] | None]:
+def _with_bias(node: ir.Node) -> ir.Value:
     """Return what a layer gives, a bias included that the exporter added in a node of its own."""
     value = output(node)
     while True:
         readers = [n for n, _ in value.uses() if not (n.name or "").startswith(BACKWARD)]
         if len(readers) != 1 or readers[0].op_type not in ("Identity", "Add"):
-            return value, None
+            return value
         (reader,) = readers
         if reader.op_type == "Add":
             others = [array(v) for v in reader.inputs if v is not value]
-            bias = others[0] if others else None
-            return (value, None) if bias is None else (reader.outputs[0], bias)
+            return value if not others or others[0] is None else reader.outputs[0]
         value = reader.outputs[0]
 
 
