@@ -1,7 +1,7 @@
 """LIME on EfficientNet-Lite0 and the emotion network: time, memory, and how steady it is.
 
 Run `python -m benchmarks.lime` on a quiet machine. It writes its section of RESULTS.md and the
-error curves; about a quarter of an hour on two cores, of which `--seeds 4` saves a third.
+error curves; about twelve minutes on two cores, eight with `--seeds 6`.
 """
 
 from __future__ import annotations
