@@ -19,6 +19,7 @@ from pellucid.images import resize_map
 from pellucid.methods.batching import MEMORY, chunks, rows_within
 from pellucid.methods.layer_choice import as_grid, placement_of
 from pellucid.methods.objective import Objective
+from pellucid.methods.threads import one_thread
 
 __all__ = ["ablation_cam", "recipro_cam", "score_cam"]
 
@@ -100,8 +101,8 @@ def _masked_scores(
         scores[:] = objective.score(model.run(dark, objective.fetch), index)[0]
     size = image[0].shape[2:]
     for some in chunks(len(varied), rows):
-        own = activation[varied[some]]
-        masks = _enlarged(own, size, corners)
+        with one_thread():
+            masks = _enlarged(activation[varied[some]], size, corners)
         axes = tuple(range(1, masks.ndim))
         low, high = (f(masks, axis=axes, keepdims=True) for f in (np.min, np.max))
         masks = (masks - low) / (high - low)

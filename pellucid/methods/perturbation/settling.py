@@ -14,7 +14,7 @@ from pellucid.methods.perturbation.details import Finding, Labels, Numbers
 from pellucid.methods.perturbation.regression import Fit, top_certainty
 from pellucid.methods.perturbation.sampling import Masks
 from pellucid.methods.perturbation.subject import Subject
-from pellucid.methods.perturbation.threads import one_thread
+from pellucid.methods.threads import one_thread
 
 __all__ = ["Settling", "Stream", "finding_of", "settled_fit"]
 

@@ -1,7 +1,7 @@
 """One thread for small linear algebra.
 
-Systems of a few hundred unknowns are solved faster by one thread, above all beside onnxruntime's,
-which go on spinning for a while after a prediction.
+Small systems and products are done faster by one thread, above all beside those of an engine:
+each library's threads go on spinning for a while after their work, and slow down the other's.
 """
 
 from __future__ import annotations
