@@ -16,6 +16,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from io import StringIO
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +97,7 @@ def contenders(method: str) -> dict[str, Contender]:
     return made
 
 
-def _captum(name: str, model, tensor) -> Contender:  # type: ignore[no-untyped-def]
+def _captum(name: str, model: Any, tensor: Any) -> Contender:
     import captum.attr
 
     def call() -> object:
@@ -106,7 +107,7 @@ def _captum(name: str, model, tensor) -> Contender:  # type: ignore[no-untyped-d
     return call
 
 
-def _pytorch_grad_cam(method: str, layer, model, tensor) -> Contender:  # type: ignore[no-untyped-def]
+def _pytorch_grad_cam(method: str, layer: Any, model: Any, tensor: Any) -> Contender:
     with stand_ins():
         import pytorch_grad_cam
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget

@@ -122,10 +122,11 @@ def explain(
     prepared = adapter.prepare(images)
     adapter, chosen = engine_for(adapter, _engine(engine, found, adapter, like))
     objective = Objective(adapter, target, space)
-    layers, reason = (
-        _layers(adapter, style, layer, objective.outputs) if found.layer else ((), None)
-    )
-    if not found.layer and layer is not None:
+    layers: tuple[str, ...] = ()
+    reason = None
+    if found.layer:
+        layers, reason = _layers(adapter, style, layer, objective.outputs)
+    elif layer is not None:
         raise MethodError(f"{method} explains the input itself: leave layer= out.")
     arguments = [layers] if found.layer else []
     asked = (adapter, prepared.batch, objective)

@@ -32,10 +32,10 @@ def named(specification: str) -> Any:
         with _beside(place):
             found: Any = _run(Path(place)) if _is_file(place) else importlib.import_module(place)
     except Exception as error:  # importing runs the user's own code, which may fail in any way
-        hint = (
-            "" if _is_file(place) else " Check the name, and that its folder is on the Python path."
-        )
-        raise LoadError(f"{place!r} cannot be imported: {first_line(error)}.{hint}") from error
+        said = f"{place!r} cannot be imported: {first_line(error)}."
+        if not _is_file(place):
+            said += " Check the name, and that its folder is on the Python path."
+        raise LoadError(said) from error
     for name in attribute.split("."):
         if not hasattr(found, name):
             known = [n for n in dir(found) if not n.startswith("_")]
@@ -86,10 +86,10 @@ def _run(path: Path) -> ModuleType:
 @contextlib.contextmanager
 def _beside(place: str) -> Iterator[None]:
     """Let a file import what lies beside it, as when Python runs it."""
-    folder = str(Path(place).resolve().parent)
     if not _is_file(place):
         yield
         return
+    folder = str(Path(place).resolve().parent)
     sys.path.insert(0, folder)
     try:
         yield

@@ -35,7 +35,9 @@ _KINDS = {"softmax": "classes", "sigmoid": "independent classes"}
 
 def facts(model: LegacyModel) -> dict[str, str]:
     """Return what wrote the file, by name; what it does not say is left out."""
-    return {key: str(value) for key, value in asdict(model.producer).items() if value}
+    told = asdict(model.producer)
+    told = {"library": told.pop("software"), **told}
+    return {key: str(value) for key, value in told.items() if value}
 
 
 def ends(model: LegacyModel) -> tuple[tuple[End, ...], tuple[End, ...]]:

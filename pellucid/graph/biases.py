@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pellucid.graph.gradient import path
 from pellucid.graph.prepare import prepare
+from pellucid.graph.rules.normalization import affine
 from pellucid.graph.rules.table import float_attr, ints_attr
 from pellucid.graph.tape import array
 
@@ -68,7 +69,7 @@ def bounds(model: onnx.ModelProto) -> dict[str, tuple[float, ...]]:
     -------
     found : `{tensor: bounds}`. Where the tensor has such a value, it is a constant.
     """
-    graph = prepare(model).graph
+    graph, names = prepare(model).graph, _names(model)
     found = {}
     for node in path(graph, graph.outputs, graph.inputs)[0]:
         if node.op_type in ("Clip", "Min", "Max"):
@@ -76,7 +77,7 @@ def bounds(model: onnx.ModelProto) -> dict[str, tuple[float, ...]]:
             scalars = [float(c.reshape(())) for c in constants if c is not None and c.size == 1]
             if given := tuple(bound for bound in scalars if bound and np.isfinite(bound)):
                 found[node.outputs[0].name] = given
-    return {name: given for name, given in found.items() if name in _names(model)}
+    return {name: given for name, given in found.items() if name in names}
 
 
 def _names(model: onnx.ModelProto) -> set[str]:
@@ -87,7 +88,8 @@ def _own(node: ir.Node, x: ir.Value, rank: int) -> Numbers | None:
     """Return what a node adds to its only input that is no constant."""
     op, constants = node.op_type, [array(v) for v in node.inputs]
     if op == "BatchNormalization":
-        return _on_channels(_normalisation(node)[1], rank)
+        found = affine(node)
+        return None if found is None else _on_channels(found[1], rank)
     if op in _BY_CHANNEL or op in ("Gemm", "LayerNormalization"):
         bias = constants[2] if len(constants) > 2 else None
         if bias is None:
@@ -112,8 +114,9 @@ def _carried(node: ir.Node, x: ir.Value, rank: int) -> Callable[[Numbers], Numbe
         scale = factor.astype(np.float64) ** (1 if op == "Mul" else -1)
         return lambda bias: _ranked(bias * scale, rank)
     if op == "BatchNormalization":
-        along_channels = _on_channels(_normalisation(node)[0], rank)
-        return lambda bias: bias * along_channels
+        found = affine(node)
+        along_channels = None if found is None else _on_channels(found[0], rank)
+        return None if along_channels is None else lambda bias: bias * along_channels
     if op == "Transpose":
         order = ints_attr(node, "perm", list(range(rank))[::-1])
         return lambda bias: bias.transpose(order)
@@ -121,13 +124,6 @@ def _carried(node: ir.Node, x: ir.Value, rank: int) -> Callable[[Numbers], Numbe
         turned = op == "Neg" or (op == "Sub" and node.inputs[1] is x)
         return lambda bias: _ranked(-bias if turned else bias, rank)
     return None
-
-
-def _normalisation(node: ir.Node) -> tuple[Numbers, Numbers]:
-    """Return scale and shift of a batch normalisation, `(C,)` each."""
-    gamma, beta, mean, variance = (np.asarray(array(v), np.float64) for v in node.inputs[1:5])
-    scale = gamma / np.sqrt(variance + float_attr(node, "epsilon", 1e-5))
-    return scale, beta - mean * scale
 
 
 def _on_channels(values: Numbers, rank: int) -> Numbers:

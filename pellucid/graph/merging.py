@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from pellucid.graph.rules.normalization import affine
 from pellucid.graph.rules.table import float_attr, int_attr, ints_attr
 from pellucid.graph.tape import array, dims
 
@@ -149,12 +150,7 @@ def _moved(reader: ir.Node, axis: int, channels: int) -> int | None:
 def _step(reader: ir.Node, value: ir.Value, axis: int, channels: int) -> Any:
     """Return factor and summand of each channel, or None if a node is no such map."""
     if reader.op_type == "BatchNormalization" and axis == 1:
-        constants = [array(one) for one in reader.inputs[1:5]]
-        if any(one is None for one in constants):
-            return None
-        scale, shift, mean, variance = (np.asarray(one, np.float64) for one in constants)
-        factor = scale / np.sqrt(variance + float_attr(reader, "epsilon", 1e-5))
-        return factor, shift - factor * mean
+        return affine(reader)
     if reader.op_type not in ("Add", "Sub", "Mul", "Div"):
         return None
     first = reader.inputs[0] is value

@@ -164,7 +164,7 @@ class _Builder:
 
     def _known(self, kind: str, config: Config, path: str) -> Any:
         first = config.get("data_format") == "channels_first"
-        if first and self.source.producer.library != "keras 3":
+        if first and self.source.producer.software != "keras 3":
             kind = f"ChannelsFirst{kind}" if f"ChannelsFirst{kind}" in _OWN else kind
         cls = _OWN.get(kind) or getattr(keras.layers, kind, None)
         if cls is None:

@@ -27,7 +27,7 @@ class Producer:
 
     Attributes
     ----------
-    library : "keras" (multi-backend, to 2.3), "tf.keras" or "keras 3".
+    software : "keras" (multi-backend, to 2.3), "tf.keras" or "keras 3".
     version : as written in the file, "" where it says nothing.
     backend : "tensorflow", "theano", "cntk", "jax" or "torch".
     format : "hdf5", "json + hdf5", "yaml + hdf5", "keras zip", "weights hdf5", ...
@@ -35,7 +35,7 @@ class Producer:
     date : when the file was saved, where it says so.
     """
 
-    library: str
+    software: str
     version: str
     backend: str
     format: str

@@ -213,7 +213,7 @@ def _normal(name: str, source: _Source, backend: str | None) -> LegacyModel:
         notes.warn(sentence)
     own = source.architecture_version
     # Present-day code describes an old file: its spelling is new, its numbers are old.
-    notes.producer = replace(producer, version=own, library="keras 3") if own else producer
+    notes.producer = replace(producer, version=own, software="keras 3") if own else producer
     config = normalise(raw, notes)
     notes.producer = producer
     notes.path = source.path
@@ -263,9 +263,9 @@ def _producer(source: _Source, raw: Config, backend: str | None) -> Producer:
         version = "3.0.0" if source.store is not None else _guess(raw)
         number = Producer("", version, "", "", "").number
     if "-tf" in version or (2, 4) <= number[:2] < (3, 0):
-        library = "tf.keras"
+        software = "tf.keras"
     else:
-        library = "keras 3" if number[:1] >= (3,) else "keras"
+        software = "keras 3" if number[:1] >= (3,) else "keras"
     names = [item.name for _, stored in source.groups or () for item in stored]
     if backend is None:
         backend = source.backend or "tensorflow"
@@ -274,7 +274,7 @@ def _producer(source: _Source, raw: Config, backend: str | None) -> Producer:
     if backend not in ("tensorflow", "theano", "cntk", "jax", "torch"):
         raise fault(source.path, "", f"backend={backend!r} is unknown: tensorflow or theano.")
     return Producer(
-        library, version, backend, source.format, _data_format(raw, number), source.date
+        software, version, backend, source.format, _data_format(raw, number), source.date
     )
 
 

@@ -224,9 +224,9 @@ def _batch_normalization(name: str, config: Config, notes: Notes, path: str) -> 
 
 def _upsampling(name: str, config: Config, notes: Notes, path: str) -> tuple[str, Config]:
     producer = notes.producer
-    if config.get("interpolation", "nearest") != "bilinear" or producer.library == "keras 3":
+    if config.get("interpolation", "nearest") != "bilinear" or producer.software == "keras 3":
         return name, config
-    if producer.library == "tf.keras":
+    if producer.software == "tf.keras":
         if producer.version == "2.2.4-tf":
             notes.warn(
                 f"layer {path!r}: bilinear UpSampling2D of TensorFlow 1.13 and 1.14 had no "

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from pellucid.errors import UnsupportedError
 from pellucid.graph.rules.rectifier import operand, output
 from pellucid.graph.rules.table import Cotangents, float_attr, int_attr, rule
 from pellucid.graph.tape import Tape, array, dims, label
+
+
+def affine(node: ir.Node) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """Return scale and shift of a batch normalisation, `(C,)`; None if they are no constants."""
+    constants = [array(value) for value in node.inputs[1:5]]
+    if any(one is None for one in constants):
+        return None
+    gamma, beta, mean, variance = (np.asarray(one, np.float64) for one in constants)
+    scale = gamma / np.sqrt(variance + float_attr(node, "epsilon", 1e-5))
+    return scale, beta - scale * mean
 
 
 @rule("BatchNormalization")
