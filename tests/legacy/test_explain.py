@@ -69,10 +69,16 @@ class Comparison:
                 self.compare(key, self.own(key, self.adapter.run(self.x, [layer])[layer]), 1e-3)
 
     def layer(self, name: str) -> str | None:
-        """Return the adapter's name of a layer; code given as architecture has its own."""
+        """Return the adapter's name of a layer.
+
+        Where code is the architecture, Keras numbers its layers on from all those that this
+        process built before: there a layer is the one in the same place.
+        """
         name = name.replace("@", ":")
         if "architecture_code" in self.about["files"]:
-            return name if name in self.names else None
+            recorded = [layer["name"] for layer in self.about["layers"]]
+            assert len(self.adapter.layers) == len(recorded)
+            return self.adapter.layers[recorded.index(name)].name
         if self.about["format"] in GRAPHS:  # tensors by their TensorFlow names
             own = [
                 layer
