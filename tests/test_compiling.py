@@ -261,6 +261,22 @@ def test_defaults_and_signs_are_those_of_the_methods():
 # ---- models of the frameworks -------------------------------------------------------------------
 
 
+def test_the_layers_that_an_export_marks_do_not_break_the_runtimes_layout():
+    """A mask by comparison would cost a reordering of the tensor there and one back."""
+    from torch import nn
+
+    first, second = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)
+    body = [first, nn.BatchNorm2d(16), nn.ReLU(), second, nn.ReLU()]
+    module = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)).eval()
+    explained = pellucid.load(module)
+    explained.prepare(np.zeros((1, 3, 12, 12), np.float32))
+    kinds = Counter(
+        node.op_type
+        for node in pellucid.compile(explained, "guided-backprop", target=1).model.graph.node
+    )
+    assert kinds["HardSigmoid"] == kinds["Relu"] / 2 == 2  # one of two is the guided rule's own
+
+
 @pytest.mark.parametrize("framework", ["torch", "keras", "tf_keras"])
 @pytest.mark.parametrize("method", ["grad-cam", "grad-cam++", "recipro-cam", "guided-backprop"])
 def test_a_model_of_a_framework_is_compiled_under_its_own_names(framework, method, tmp_path):

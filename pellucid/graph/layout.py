@@ -24,7 +24,9 @@ __all__ = [
 ]
 
 BLOCK = 16  # channels that the runtime keeps together, at most
-_KEEPING = {"BatchNormalization", "Clip", "HardSigmoid", "MaxPool", "Relu", "Sigmoid", "Tanh"}
+_KEEPING = {
+    "BatchNormalization", "Clip", "HardSigmoid", "Identity", "MaxPool", "Relu", "Sigmoid", "Tanh",
+}  # fmt: skip
 
 
 def channels(value: ir.Value) -> int | None:
