@@ -225,6 +225,79 @@ def test_batch_of_the_caller_is_not_written_to():
     assert (x == 1).all()
 
 
+class Viewing(nn.Module):
+    """What follows the convolution wants its channels last, or cannot have them so."""
+
+    def __init__(self, flatten):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(4 * 6 * 6, 3)
+        self.flatten = flatten
+        self.seen = []
+
+    def forward(self, x):
+        y = self.conv(x)
+        self.seen.append(y.is_contiguous(memory_format=torch.channels_last))
+        return self.head(self.flatten(y))
+
+
+@pytest.mark.parametrize("code", ["any", "view"])
+def test_channels_lie_last_unless_the_code_cannot_have_it(code):
+    network = Viewing(lambda y: y.flatten(1) if code == "any" else y.view(len(y), -1)).eval()
+    x = np.random.default_rng(0).random((2, 3, 8, 8), np.float32)
+    model = TorchAdapter(network)
+    model.prepare(x)
+    network.seen.clear()
+    values, gradients = model.pullback(x, one_hot(), ["input", "conv"], ["logits", "conv"])
+    model.run(x)
+    assert network.seen == ([True, True] if code == "any" else [True, False, False])
+    leaf = torch.tensor(x, requires_grad=True)
+    result = network(leaf)
+    result[:, 1].sum().backward()
+    assert np.allclose(values["logits"], result.detach(), atol=1e-6)
+    assert np.allclose(gradients["input"], leaf.grad, atol=1e-6)
+    assert all(array.flags.c_contiguous for array in (*values.values(), *gradients.values()))
+
+
+def test_kernels_come_back_and_a_changed_one_is_seen():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.Flatten()).eval()
+    x = np.random.default_rng(0).random((1, 2, 5, 5), np.float32)
+    model = TorchAdapter(network)
+    before = model.run(x)["output"]
+    assert all(layer.weight.is_contiguous() for layer in (network[0], network[2]))
+    with torch.no_grad():
+        network[2].weight.mul_(2)
+        network[2].bias.mul_(2)
+    assert np.allclose(model.run(x)["output"], 2 * before, atol=1e-6)
+    network[2].weight = nn.Parameter(torch.zeros_like(network[2].weight))
+    network[2].bias = None
+    assert not model.run(x)["output"].any()
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d])
+def test_batch_normalisation_is_its_factor_and_summand(norm, affine):
+    torch.manual_seed(0)
+    layer = norm(4, affine=affine, eps=0.01)
+    with torch.no_grad():
+        for value in (*layer.parameters(), layer.running_mean, layer.running_var):
+            value.uniform_(0.5, 2)
+    axes = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}[norm]
+    network = nn.Sequential(layer, nn.Tanh()).eval()
+    x = torch.randn(2, 4, *(3,) * axes, requires_grad=True)
+    cotangent = np.random.default_rng(0).standard_normal(x.shape).astype(np.float32)
+    seed = {"output": cotangent}
+    values, found = TorchAdapter(network).pullback(
+        x.detach().numpy(), lambda _: seed, ["input"], ["output"]
+    )
+    result = network(x)
+    result.backward(torch.tensor(cotangent))
+    assert np.allclose(values["output"], result.detach(), atol=1e-6)
+    assert np.allclose(found["input"], x.grad, rtol=1e-5, atol=1e-6)
+
+
 def test_compiled_and_data_parallel_wrappers_are_looked_through():
     network = Spelled(nn.ReLU()).eval()
     x = np.random.default_rng(3).standard_normal((2, 2, 8, 8)).astype(np.float32)

@@ -112,6 +112,8 @@ class Keeper:
         if not fits(self.replace[name], tensor.shape):
             raise misfit(name, self.replace[name], tensor.shape)
         given = torch.tensor(self.replace[name]).to(tensor)
+        if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+            given = given.contiguous(memory_format=torch.channels_last)  # the rest is faster so
         same = in_place and given.shape == tensor.shape
         return tensor.copy_(given) if same else given
 

@@ -1,0 +1,52 @@
+"""The kernels of convolutions in the order of axes in which a CPU is fastest, for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Kernels"]
+
+
+class Kernels:
+    """Copies of a module's kernels with channels last.
+
+    PyTorch makes such a copy in every pass, forward and back, where images have their channels
+    last; for a network with many channels that takes an eighth of a gradient's time. Kernels of
+    one pixel need none. A copy is made anew when its kernel has changed.
+    """
+
+    def __init__(self) -> None:
+        self._copies: dict[str, tuple[tuple[int, int], Tensor]] = {}  # by name: (state, copy)
+
+    @contextmanager
+    def lent(self, module: nn.Module) -> Iterator[None]:
+        """Put the copies into the place of the kernels inside the context."""
+        own: list[tuple[Tensor, Tensor]] = []
+        try:
+            for name, convolution in module.named_modules():
+                if isinstance(convolution, nn.Conv2d):
+                    kernel = convolution._parameters.get("weight")
+                    if kernel is not None and _gains(kernel):
+                        own.append((kernel, kernel.data))
+                        kernel.data = self._copy(name, kernel)
+            yield
+        finally:
+            for changed, data in own:
+                changed.data = data
+
+    def _copy(self, name: str, kernel: Tensor) -> Tensor:
+        state = (kernel.data_ptr(), kernel._version)
+        if self._copies.get(name, (None,))[0] != state:
+            copy = kernel.data.contiguous(memory_format=torch.channels_last)
+            self._copies[name] = (state, copy)
+        return self._copies[name][1]
+
+
+def _gains(kernel: Tensor) -> bool:
+    plain = type(kernel) is nn.Parameter and not kernel.is_inference()
+    lies_otherwise = not kernel.is_contiguous(memory_format=torch.channels_last)
+    return plain and kernel.device.type == "cpu" and lies_otherwise
