@@ -23,8 +23,8 @@ __all__ = [
 ]
 
 # Bytes. PyTorch gives tensors of more than about 16 MiB back to the system after each use and pays
-# for their pages anew every time: ResNet-50 takes 33 ms per row at 4 rows, 61 ms at 12. onnxruntime
-# keeps its memory and takes 21 ms at either.
+# for their pages anew every time: ResNet-50 takes 33 ms per row at 4 rows, 40 at 12,
+# EfficientNet-Lite0 13 ms at 4 and 24 at 32. onnxruntime keeps its memory.
 MEMORY = 48 * 2**20
 MEMORY_OF_GRADIENTS = 512 * 2**20
 # Rows of predictions at a time: onnxruntime is slower from 32 on, frameworks gain up to 64, since

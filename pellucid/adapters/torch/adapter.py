@@ -26,8 +26,8 @@ from pellucid.adapters.base import (
     normalised_moments,
     numbered,
 )
+from pellucid.adapters.torch.channels_last import Kernels, is_image, with_channels_last
 from pellucid.adapters.torch.gates import Gates
-from pellucid.adapters.torch.kernels import Kernels
 from pellucid.adapters.torch.norms import ScaledNorms
 from pellucid.adapters.torch.observe import (
     FinalActivations,
@@ -284,10 +284,10 @@ class TorchAdapter(Adapter):
         returns) they are given as they are, from then on.
         """
         tensors = self._tensors(x)
-        if self._channels_last and any(_is_image(tensor) for tensor in tensors):
+        if self._channels_last and any(is_image(tensor) for tensor in tensors):
             try:
                 with self._kernels.lent(self.module):
-                    return compute([_with_channels_last(tensor) for tensor in tensors])
+                    return compute([with_channels_last(tensor) for tensor in tensors])
             except (InputError, UnsupportedError):
                 result = compute(self._tensors(x))
                 self._channels_last = False
@@ -390,17 +390,6 @@ def _is_integer(array: Any) -> bool:
     if isinstance(array, Tensor):
         return not array.is_floating_point()
     return bool(array.dtype.kind != "f")
-
-
-def _is_image(tensor: Tensor) -> bool:
-    return tensor.ndim == 4 and tensor.device.type == "cpu"
-
-
-def _with_channels_last(tensor: Tensor) -> Tensor:
-    if not _is_image(tensor):
-        return tensor
-    # `contiguous` would leave the strides of a single channel as they are.
-    return torch.empty_like(tensor, memory_format=torch.channels_last).copy_(tensor)
 
 
 def _numpy(tensor: Tensor) -> Array:
