@@ -25,6 +25,7 @@ from pellucid.methods.perturbation.sampling import (
     bernoulli_masks,
 )
 from pellucid.methods.perturbation.segments import COUNT
+from pellucid.methods.perturbation.selection import selection, sparse_ridge
 from pellucid.methods.perturbation.settling import Settling, Stream, finding_of, settled_fit
 from pellucid.methods.perturbation.subject import Subject
 
@@ -112,14 +113,22 @@ def lime_of_package(
     replacement: Any = "mean",
     num_samples: int = 1000,
     kernel_width: float = KERNEL_WIDTH,
+    num_features: int | None = None,
+    feature_selection: str = "auto",
     top_segments: int = 5,
     tolerance: float = 0.05,
 ) -> Finding:
-    """Give the weights of the `lime` package 0.2.0.1: its samples, its ridge.
+    """Give the weights of the `lime` package 0.2.0.1: its samples, its choice, its ridge.
 
     `seed` is its `random_state`. Superpixels are those of the picture in its own size, whose
     perturbed copies go through the preprocessing one by one where that resizes them.
+
+    Parameters
+    ----------
+    num_features : the package's; superpixels that are not chosen weigh 0. None: all are kept.
+    feature_selection : how they are chosen, see `selection`.
     """
+    choose = selection(feature_selection, 1 if num_features is None else num_features)
     if not isinstance(num_samples, int) or num_samples < 2:
         raise MethodError(f"num_samples={num_samples!r} must be a whole number, 2 or more.")
     labels, compose = _as_package(subject, segments, num_segments, segment_options, replacement)
@@ -131,15 +140,14 @@ def lime_of_package(
     masks = masks[: len(scores)]
     if len(masks) < 2:
         raise KeyboardInterrupt
-    fit = ridge(masks, scores, locality.weights(masks), alpha=1.0)
+    weights, facts = locality.weights(masks), {"samples": len(masks)}
+    if num_features is not None:
+        chosen = choose(masks, scores, weights)
+        return finding_of(labels, sparse_ridge(masks, scores, weights, 1.0, chosen), facts=facts)
+    fit = ridge(masks, scores, weights, alpha=1.0)
     certainty, stability = top_certainty(fit, top_segments, tolerance)
-    return finding_of(
-        labels,
-        fit,
-        certainty=certainty,
-        rank_stability=stability,
-        facts={"samples": len(masks), "top_segments": min(top_segments, locality.count)},
-    )
+    facts["top_segments"] = min(top_segments, locality.count)
+    return finding_of(labels, fit, certainty=certainty, rank_stability=stability, facts=facts)
 
 
 def _as_package(

@@ -12,6 +12,7 @@ from pellucid.errors import MethodError, PellucidError, UnsupportedError
 from pellucid.methods.perturbation.kriging import Kriging, projected
 from pellucid.methods.perturbation.regression import ridge
 from pellucid.methods.perturbation.sampling import Locality, balanced_pairs
+from pellucid.methods.perturbation.selection import selection, sparse_ridge
 from pellucid.methods.perturbation.settling import Stream
 from tests.methods.perturbation.scenes import SEGMENTS, image, network
 
@@ -61,6 +62,20 @@ def test_the_package_s_ridge_is_the_ridge():
     expected = np.linalg.lstsq(design, target, rcond=None)[0]
     np.testing.assert_allclose(found.weights, expected[1:], atol=1e-9)
     assert found.intercept == pytest.approx(expected[0])
+
+
+def test_a_choice_of_superpixels_that_are_never_hidden_is_one_of_the_others():
+    masks = np.random.default_rng(0).random((60, 12)) < 0.5
+    masks[:, [0, 4]] = True  # nothing is known of them
+    scores, weights = linear(masks), np.ones(60)
+    chosen = selection("forward_selection", 3)(masks, scores, weights)
+    assert sorted(chosen) == [1, 5, 6]  # of -2, 1 and 0.5
+    fit = sparse_ridge(masks, scores, weights, 0.0, chosen)
+    design = np.c_[np.ones(60), masks[:, chosen]]
+    expected = np.linalg.lstsq(design, scores, rcond=None)[0]
+    np.testing.assert_allclose(fit.weights[chosen], expected[1:])
+    assert not np.delete(fit.weights, chosen).any()
+    assert not np.delete(fit.standard_errors, chosen).any()
 
 
 def test_pairs_weighted_stand_for_the_locality_distribution():
@@ -345,6 +360,9 @@ def test_methods_with_gradients_say_why_a_function_will_not_do():
         ({"segments": np.zeros((3, 3), int)}, r"shape \(3, 3\)"),
         ({"replacement": "pink"}, "replacement='pink' is unknown"),
         ({"memory": 0}, "memory=0"),
+        ({"like": "lime", "num_features": 0}, "num_features=0"),
+        ({"like": "lime", "feature_selection": "lasso_path"}, "scikit-learn's path"),
+        ({"like": "lime", "feature_selection": "best"}, "feature_selection='best' is unknown"),
         ({"samples": 5}, "no option 'samples'"),
     ],
 )
