@@ -301,6 +301,17 @@ def test_a_function_that_raises_halfway_goes_on_where_it_failed():
     assert sum(asked) - asked[2] == 1 + 1 + 100  # none of the masks was asked twice
 
 
+def test_an_answer_may_lie_in_an_array_that_is_used_again():
+    room = np.empty((64, 1), np.float32)
+
+    def predict(batch):
+        room[: len(batch), 0] = linear(batch[:, ::4, ::4, 0].reshape(len(batch), 12))
+        return room[: len(batch)]
+
+    found = pellucid.explain(predict, image(), "lime", num_samples=200, memory=2**18, **OPTIONS)
+    np.testing.assert_allclose(found.weights, COEFFICIENTS, atol=1e-5)
+
+
 def test_control_c_keeps_what_is_done():
     asked = []
 
