@@ -15,7 +15,7 @@ import numpy as np
 from pellucid.errors import MethodError
 from pellucid.methods.perturbation.composing import Composer, HiddenSegments, Pictures
 from pellucid.methods.perturbation.details import Finding, Labels, Numbers
-from pellucid.methods.perturbation.kriging import Kriging, leaves_something, projected
+from pellucid.methods.perturbation.kriging import Kernels, leaves_something, projected
 from pellucid.methods.perturbation.regression import Fit, ridge, top_certainty
 from pellucid.methods.perturbation.sampling import (
     KERNEL_WIDTH,
@@ -44,6 +44,7 @@ def lime(
     confidence: float = 0.95,
     top_segments: int = 5,
     tolerance: float = 0.05,
+    rank_stability: float = 0.9,
     kernel_width: float = KERNEL_WIDTH,
     surrogate: bool | None = None,
 ) -> Finding:
@@ -52,7 +53,7 @@ def lime(
     `argmin over (b, w) of E_mu (score(z) - b - w . z)^2` over masks z, where mu prefers masks that
     keep much of the image (`kernel_width`). Masks come in pairs with their complements and from mu
     itself, and a Gaussian process models what the linear model cannot express, so that it adds
-    little noise. Sampling ends once the top superpixels are settled.
+    little noise. Sampling ends once the ranking is settled.
 
     Parameters
     ----------
@@ -68,7 +69,9 @@ def lime(
     budget : masks at most.
     confidence : sample until the `top_segments` superpixels of the largest magnitude are so with
         this probability, ...
-    tolerance : ... but for differences below this share of the largest weight.
+    tolerance : ... but for differences below this share of the largest weight, ...
+    rank_stability : ... and until another seed would give all weights in an order that has this
+        rank correlation with theirs, as far as they differ at all; 0: the top is enough.
     kernel_width : of LIME's exponential kernel over cosine distance.
     surrogate : whether the Gaussian process is used; None: with the stopping rule.
 
@@ -86,17 +89,18 @@ def lime(
     Ribeiro et al., "Why Should I Trust You?", KDD 2016, 1602.04938. Direct sampling: Tan et al.,
     GLIME, NeurIPS 2023, 2311.15722. A stopping rule: Zhou et al., S-LIME, KDD 2021, 2106.07875.
     """
-    rule = Settling(num_samples, budget, confidence, top_segments, tolerance)
+    rule = Settling(num_samples, budget, confidence, top_segments, tolerance, rank_stability)
     labels, compose = subject.hidden_segments(segments, num_segments, segment_options, replacement)
     locality = Locality(int(labels.max()) + 1, kernel_width)
     modelled = num_samples is None if surrogate is None else surrogate
+    kernels = Kernels()
 
     def fit(masks: Masks, scores: Numbers) -> Fit:
         weights = locality.pair_weights(masks)
         linear = ridge(masks, scores, weights, groups=2)
         if not modelled or not leaves_something(linear, scores):
             return linear
-        kriging = Kriging.fitted(masks, scores, linear.weights)
+        kriging = kernels.of(masks, scores, linear.weights)
         return projected(kriging, masks, scores, locality, weights)
 
     masks_of = Stream(balanced_pairs(locality.sizes, np.random.default_rng(subject.seed)))

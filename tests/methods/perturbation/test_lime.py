@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import islice, product
+from itertools import combinations, islice, product
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 import pellucid
 from pellucid.errors import MethodError, PellucidError, UnsupportedError
@@ -202,6 +203,49 @@ def test_sampling_ends_when_the_top_is_settled_or_the_budget_is_spent():
     assert any("budget=" in note for note in tied.notes)
 
 
+def test_sampling_goes_on_until_the_whole_ranking_is_steady():
+    options = {"top_segments": 1, **OPTIONS}
+    quick, steady = (
+        pellucid.explain(network(crossed), image(), "lime", rank_stability=wanted, **options)
+        for wanted in (0.0, 0.95)
+    )
+    assert quick.settled
+    assert steady.settled
+    assert quick.rank_stability < 0.95 <= steady.rank_stability
+    assert quick.predictions < steady.predictions < 1001
+    never = pellucid.explain(
+        network(crossed), image(), "lime", rank_stability=0.95, budget=120, **options
+    )
+    assert never.settled is False
+    assert never.certainty > 0.95  # the top one is known, the ranking is not
+
+
+def test_weights_known_to_be_alike_have_no_ranking_to_wait_for():
+    alike = pellucid.explain(network(lambda z: z[:, 0] + 0 * z[:, 1]), image(), "lime", **OPTIONS)
+    assert alike.settled
+    assert alike.predictions == 101
+
+
+@pytest.mark.parametrize("surrogate", [False, True])
+def test_rank_stability_is_the_correlation_of_two_seeds(surrogate):
+    curved = np.random.default_rng(0).normal(0, 0.3, (12, 12))
+
+    def faint(z):
+        x = 2 * z - 1
+        return 3 * z[:, 0] + z @ np.linspace(-0.3, 0.3, 12) + ((x @ curved) * x).sum(1) * x[:, 3]
+
+    found = [
+        pellucid.explain(
+            network(faint), image(), "lime", num_samples=150, surrogate=surrogate, seed=seed,
+            **OPTIONS,
+        )
+        for seed in range(12)
+    ]  # fmt: skip
+    true = np.mean([spearmanr(a.weights, b.weights)[0] for a, b in combinations(found, 2)])
+    assert np.mean([one.rank_stability for one in found]) == pytest.approx(true, abs=0.12)
+    assert 0.6 < true < 0.9
+
+
 def test_dummy_and_symmetric_superpixels():
     found = pellucid.explain(
         network(lambda z: z[:, 0] * z[:, 1] + z[:, 2] ** 2), image(), "lime", num_samples=400,
@@ -366,6 +410,7 @@ def test_methods_with_gradients_say_why_a_function_will_not_do():
         ({"num_samples": 2}, "num_samples=2"),
         ({"budget": 0}, "budget=0"),
         ({"confidence": 95}, "confidence=95"),
+        ({"rank_stability": 1}, "rank_stability=1"),
         ({"kernel_width": 0}, "kernel_width=0"),
         ({"segments": "voronoi"}, "segments='voronoi' is unknown"),
         ({"segments": np.zeros((3, 3), int)}, r"shape \(3, 3\)"),
