@@ -416,6 +416,8 @@ def test_methods_with_gradients_say_why_a_function_will_not_do():
         ({"segments": np.zeros((3, 3), int)}, r"shape \(3, 3\)"),
         ({"replacement": "pink"}, "replacement='pink' is unknown"),
         ({"memory": 0}, "memory=0"),
+        ({"num_features": 3}, "lime has 'num_features' with like='lime' alone"),
+        ({"like": "lime", "budget": 300}, "like='lime' has no option 'budget'"),
         ({"like": "lime", "num_features": 0}, "num_features=0"),
         ({"like": "lime", "feature_selection": "lasso_path"}, "scikit-learn's path"),
         ({"like": "lime", "feature_selection": "best"}, "feature_selection='best' is unknown"),
