@@ -54,6 +54,7 @@ class Asking:
         """
         function = _LIKE.get(like or "", method.function)
         known = Method(method.name, function)
+        _check_home(method, known, like, options)
         keywords = {**method.like[like or "paper"], **known.checked(options, COMMON)}
         common = {name: options[name] for name in COMMON if name in options}
         return cls(known, like, keywords, seed, **common)
@@ -63,6 +64,18 @@ class Asking:
         """How many predictions there will be, if that is known."""
         options = {**self.method.parameters, **self.options}
         return options.get("num_samples") or options.get("budget")
+
+
+def _check_home(
+    method: Method, known: Method, like: str | None, options: Mapping[str, Any]
+) -> None:
+    """Say where an option belongs that another way to the same method has."""
+    for name in options.keys() - known.parameters.keys():
+        if name in method.parameters:
+            raise MethodError(f"like={like!r} has no option {name!r}: leave one of them out.")
+        for library in method.like.keys() & _LIKE.keys():
+            if name in Method(method.name, _LIKE[library]).parameters:
+                raise MethodError(f"{method.name} has {name!r} with like={library!r} alone.")
 
 
 def asked(

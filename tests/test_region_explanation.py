@@ -128,6 +128,13 @@ def test_figures(changes, tmp_path):
         assert picture.width > 900
 
 
+def test_a_figure_numbers_what_a_sparse_model_has_kept():
+    errors = np.where(WEIGHTS == 0, 0, 0.05)
+    chart = explanation(standard_errors=errors).plot().axes[-1]
+    widths = [bar.get_width() for bar in chart.patches]
+    assert widths == pytest.approx([-2, 1, 0.5, -0.2, 0.1])
+
+
 def test_maps_without_superpixels_have_the_usual_figure():
     one = explanation(segments=None, weights=None, standard_errors=None, signed=False)
     assert len(one.plot().axes) == 3  # picture, overlay, colour bar

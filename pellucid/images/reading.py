@@ -98,8 +98,9 @@ def display_picture(picture: NDArray[Any]) -> NDArray[np.uint8] | None:
     if channels not in (1, 3, 4):
         return None
     picture = on_white(picture) if channels == 4 else picture
-    shown = np.rint(picture).clip(0, 255).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(shown, (*shown.shape[:2], 3)))
+    if picture.dtype != np.uint8:
+        picture = np.rint(picture).clip(0, 255).astype(np.uint8)
+    return np.array(np.broadcast_to(picture, (*picture.shape[:2], 3)), order="C")
 
 
 def on_white(picture: NDArray[Any]) -> NDArray[Any]:

@@ -98,7 +98,7 @@ def _masked_scores(
     varied = np.flatnonzero(spread > 0)
     if len(varied) < len(activation):
         dark = [np.zeros_like(image[0]), *image[1:]]
-        scores[:] = objective.score(model.run(dark, objective.fetch), index)[0]
+        scores[:] = objective.variants(model.run(dark, objective.fetch), index)
     size = image[0].shape[2:]
     for some in chunks(len(varied), rows):
         with one_thread():
@@ -109,7 +109,7 @@ def _masked_scores(
         masked = image[0] * masks[:, None]
         others = [np.repeat(array, len(masked), axis=0) for array in image[1:]]
         found = model.run([masked, *others], objective.fetch)
-        scores[varied[some]] = objective.score(found, index)[0]
+        scores[varied[some]] = objective.variants(found, index)
     return scores
 
 
@@ -240,7 +240,7 @@ class _Question:
         for some in chunks(count, self.rows):
             replaced = {self.layer: variants(some)}
             values = self.model.run(self.image, self.objective.fetch, replace=replaced)
-            found.append(self.objective.score(values, self.index)[0])
+            found.append(self.objective.variants(values, self.index))
         return np.concatenate(found)
 
 

@@ -124,6 +124,18 @@ class Objective:
         if not self.logits:
             self(self.model.run(x, self.fetch))
 
+    def variants(self, values: Mapping[str, Array], image: int) -> Array:
+        """Return the scores of variants of one image, `(n,)`: `score` without its cotangents."""
+        total: Array = np.zeros(len(values[self.fetch[0]]), np.float32)
+        for port, part in self._parts:
+            output = self._output(port, values)
+            if callable(part):
+                total = total + np.asarray(part(port.own_layout(output))[0], np.float32)
+            else:
+                functional = self._functional(port, part, output)[image]
+                total = total + output.reshape(len(output), -1) @ functional.ravel()
+        return total
+
     def score(
         self, values: Mapping[str, Array], image: int | None = None
     ) -> tuple[Array, dict[str, Array]]:
@@ -137,9 +149,7 @@ class Objective:
         total: Array = np.zeros(len(values[self.fetch[0]]), np.float32)
         cotangents: dict[str, Array] = {}
         for port, part in self._parts:
-            logits = values[port.logits]
-            logits = logits[:, None] if logits.ndim == 1 else logits  # no class axis
-            output = logits if self.space == "logit" else probabilities(logits, port)
+            output = self._output(port, values)
             if callable(part):
                 score, cotangent = part(port.own_layout(output))
                 score = np.asarray(score, np.float32)
@@ -155,6 +165,12 @@ class Objective:
             shape = values[port.logits].shape
             cotangents[port.logits] = cotangent.astype(np.float32, copy=False).reshape(shape)
         return total, cotangents
+
+    def _output(self, port: Port, values: Mapping[str, Array]) -> Array:
+        """Return logits or probabilities, `(N, K, ...)`."""
+        logits = values[port.logits]
+        logits = logits[:, None] if logits.ndim == 1 else logits  # no class axis
+        return logits if self.space == "logit" else probabilities(logits, port)
 
     def _functional(self, port: Port, part: Any, output: Array) -> Array:
         """Return the linear functional of each image, of the output's shape; settled once."""

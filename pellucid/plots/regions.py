@@ -95,7 +95,7 @@ def region_figure(
     )
     mixed = np.where(boundaries(segments)[..., None], (mixed // 2) + 96, mixed).astype(np.uint8)
     show(axes, mixed)
-    ranking = explanation.ranking()[:_BARS]
+    ranking = _weighed(explanation)[:_BARS]
     _number(axes, segments, ranking)
     bar = place(sheet, x + width + 0.08, y, BAR, height)
     signed = explanation.signed
@@ -109,6 +109,15 @@ def region_figure(
     write(sheet, left + 0.3, y - caption, wrapped(words, _CHART - 0.3, SMALL, 1), SMALL)
     _chart(place(sheet, left + 0.3, y, _CHART - 0.42, height), explanation, ranking, colormap)
     return sheet
+
+
+def _weighed(explanation: RegionExplanation) -> list[int]:
+    """Rank the superpixels without those that a sparse model leaves out: no weight, no error."""
+    everyone, weights = explanation.ranking(), explanation.weights
+    errors = explanation.standard_errors
+    if weights is None or errors is None:
+        return everyone
+    return [k for k in everyone if weights[k] or errors[k]] or everyone
 
 
 def kept_regions(image: Picture, segments: NDArray[np.int32], kept: list[int]) -> NDArray[np.uint8]:

@@ -78,6 +78,21 @@ def test_probability_space_is_differentiated_through_the_activation(ending, targ
     np.testing.assert_allclose(objective.scores, score.detach(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("space", ["logit", "probability"])
+@pytest.mark.parametrize(
+    "target",
+    [None, 2, [0, 2], np.array([1.0, -1.0, 0.5]), lambda out: (out[:, 0] ** 2, np.zeros((7, 3)))],
+)
+def test_variants_of_an_image_score_as_with_their_cotangents(target, space):
+    objective = Objective(model(nn.Softmax(dim=1)), target, space)
+    if not callable(target):
+        objective({"logits": LOGITS})
+    varied = {"logits": np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)}
+    np.testing.assert_allclose(
+        objective.variants(varied, image=1), objective.score(varied, image=1)[0], rtol=1e-6
+    )
+
+
 def test_dense_output_takes_the_mean_of_a_class_or_a_region():
     values = {"logits": np.arange(24, dtype=np.float32).reshape(1, 3, 2, 4)}
     by_class = Objective(model(flat=False), 1)

@@ -81,3 +81,42 @@ def test_a_plain_function_at_the_package_s_own_defaults(dtype: type) -> None:
     ours = pellucid.explain(predict, picture, "lime", like="lime", seed=11)
     assert ours.predictions == 1001
     assert_same(ours, expected)
+
+
+@pytest.mark.parametrize(
+    ("features", "how"),
+    [
+        (3, "auto"),
+        (6, "auto"),
+        (7, "auto"),
+        (12, "forward_selection"),
+        (4, "highest_weights"),
+        (4, "none"),
+        (1000, "auto"),
+    ],
+)
+def test_the_superpixels_that_the_package_chooses(features: int, how: str) -> None:
+    picture = data.astronaut()[::4, ::4]
+
+    def predict(batch: np.ndarray) -> np.ndarray:
+        means = batch.reshape(len(batch), 8, 16, 8, 16, 3).mean(axis=(2, 4, 5)).reshape(-1, 64)
+        score = 1 / (1 + np.exp(means @ np.cos(np.arange(64)) / 100))
+        return np.stack([score, 1 - score], axis=1)
+
+    expected = LimeImageExplainer(random_state=2, feature_selection=how).explain_instance(
+        picture, predict, num_samples=150, top_labels=1, num_features=features
+    )
+    ours = pellucid.explain(
+        predict, picture, "lime", like="lime", seed=2, num_samples=150,
+        num_features=features, feature_selection=how,
+    )  # fmt: skip
+    label = expected.top_labels[0]
+    weights = np.zeros(len(ours.weights))
+    kept, values = zip(*expected.local_exp[label], strict=True)
+    weights[list(kept)] = values
+    assert len(kept) == (len(weights) if how == "none" else min(features, len(weights)))
+    np.testing.assert_allclose(ours.weights, weights, atol=1e-6)
+    assert set(np.flatnonzero(ours.weights)) == set(kept)
+    assert ours.intercept == pytest.approx(expected.intercept[label], abs=1e-6)
+    assert ours.r2 == pytest.approx(expected.score, abs=1e-6)
+    assert ours.local_prediction == pytest.approx(float(expected.local_pred[0]), abs=1e-6)

@@ -60,6 +60,11 @@ class HiddenSegments:
         return digest(self.replacement, self.segments)
 
     @cached_property
+    def _index(self) -> NDArray[np.intp]:
+        """The superpixels as numbers of the machine's own width, by which arrays are indexed."""
+        return self.segments.astype(np.intp)
+
+    @cached_property
     def _bits(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """The image as whole numbers of the same bits, and which bits the replacement changes."""
         image, replacement = (
@@ -74,7 +79,7 @@ class HiddenSegments:
         """
         if codes.dtype == np.bool_:
             image, changed = self._bits
-            hidden = np.take(-(~codes).astype(np.int32), self.segments, axis=1)  # all bits, or none
+            hidden = np.take(-(~codes).astype(np.int32), self._index, axis=1)  # all bits, or none
             written = copies.view(np.int32)
             np.bitwise_and(hidden[:, None], changed, out=written)
             np.bitwise_xor(written, image, out=written)

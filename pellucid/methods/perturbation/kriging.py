@@ -26,7 +26,7 @@ from pellucid.methods.perturbation.details import Numbers
 from pellucid.methods.perturbation.regression import Fit
 from pellucid.methods.perturbation.sampling import Locality, Masks
 
-__all__ = ["Kriging", "fair_shares", "leaves_something", "projected"]
+__all__ = ["Kernels", "Kriging", "fair_shares", "leaves_something", "projected"]
 
 _ROWS = 200  # that the kernel is fitted to
 _STEPS = 8  # of L-BFGS: more change the weights by less than their standard errors
@@ -102,6 +102,20 @@ class Kriging:
         ).x
         scale, noise = variance * np.exp(found[count:])
         return cls(np.exp(found[:count]), float(scale), float(noise))
+
+
+class Kernels:
+    """The kernels of a growing number of masks: those of the same first rows are chosen once."""
+
+    def __init__(self) -> None:
+        self._by_rows: dict[int, Kriging] = {}
+
+    def of(self, masks: Masks, scores: Numbers, weights: Numbers) -> Kriging:
+        """As `Kriging.fitted`."""
+        rows = min(len(masks), _ROWS)
+        if rows not in self._by_rows:
+            self._by_rows[rows] = Kriging.fitted(masks, scores, weights)
+        return self._by_rows[rows]
 
 
 def leaves_something(linear: Fit, scores: Numbers) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from pellucid.errors import MethodError
 from pellucid.methods.perturbation.composing import Composer, HiddenSegments, Pictures
 from pellucid.methods.perturbation.details import Finding, Labels, Numbers
-from pellucid.methods.perturbation.kriging import Kriging, leaves_something, projected
+from pellucid.methods.perturbation.kriging import Kernels, leaves_something, projected
 from pellucid.methods.perturbation.regression import Fit, ridge, top_certainty
 from pellucid.methods.perturbation.sampling import (
     KERNEL_WIDTH,
@@ -25,6 +25,7 @@ from pellucid.methods.perturbation.sampling import (
     bernoulli_masks,
 )
 from pellucid.methods.perturbation.segments import COUNT
+from pellucid.methods.perturbation.selection import selection, sparse_ridge
 from pellucid.methods.perturbation.settling import Settling, Stream, finding_of, settled_fit
 from pellucid.methods.perturbation.subject import Subject
 
@@ -43,6 +44,7 @@ def lime(
     confidence: float = 0.95,
     top_segments: int = 5,
     tolerance: float = 0.05,
+    rank_stability: float = 0.9,
     kernel_width: float = KERNEL_WIDTH,
     surrogate: bool | None = None,
 ) -> Finding:
@@ -51,7 +53,7 @@ def lime(
     `argmin over (b, w) of E_mu (score(z) - b - w . z)^2` over masks z, where mu prefers masks that
     keep much of the image (`kernel_width`). Masks come in pairs with their complements and from mu
     itself, and a Gaussian process models what the linear model cannot express, so that it adds
-    little noise. Sampling ends once the top superpixels are settled.
+    little noise. Sampling ends once the ranking is settled.
 
     Parameters
     ----------
@@ -67,7 +69,9 @@ def lime(
     budget : masks at most.
     confidence : sample until the `top_segments` superpixels of the largest magnitude are so with
         this probability, ...
-    tolerance : ... but for differences below this share of the largest weight.
+    tolerance : ... but for differences below this share of the largest weight, ...
+    rank_stability : ... and until another seed would give all weights in an order that has this
+        rank correlation with theirs, as far as they differ at all; 0: the top is enough.
     kernel_width : of LIME's exponential kernel over cosine distance.
     surrogate : whether the Gaussian process is used; None: with the stopping rule.
 
@@ -85,17 +89,18 @@ def lime(
     Ribeiro et al., "Why Should I Trust You?", KDD 2016, 1602.04938. Direct sampling: Tan et al.,
     GLIME, NeurIPS 2023, 2311.15722. A stopping rule: Zhou et al., S-LIME, KDD 2021, 2106.07875.
     """
-    rule = Settling(num_samples, budget, confidence, top_segments, tolerance)
+    rule = Settling(num_samples, budget, confidence, top_segments, tolerance, rank_stability)
     labels, compose = subject.hidden_segments(segments, num_segments, segment_options, replacement)
     locality = Locality(int(labels.max()) + 1, kernel_width)
     modelled = num_samples is None if surrogate is None else surrogate
+    kernels = Kernels()
 
     def fit(masks: Masks, scores: Numbers) -> Fit:
         weights = locality.pair_weights(masks)
         linear = ridge(masks, scores, weights, groups=2)
         if not modelled or not leaves_something(linear, scores):
             return linear
-        kriging = Kriging.fitted(masks, scores, linear.weights)
+        kriging = kernels.of(masks, scores, linear.weights)
         return projected(kriging, masks, scores, locality, weights)
 
     masks_of = Stream(balanced_pairs(locality.sizes, np.random.default_rng(subject.seed)))
@@ -112,14 +117,22 @@ def lime_of_package(
     replacement: Any = "mean",
     num_samples: int = 1000,
     kernel_width: float = KERNEL_WIDTH,
+    num_features: int | None = None,
+    feature_selection: str = "auto",
     top_segments: int = 5,
     tolerance: float = 0.05,
 ) -> Finding:
-    """Give the weights of the `lime` package 0.2.0.1: its samples, its ridge.
+    """Give the weights of the `lime` package 0.2.0.1: its samples, its choice, its ridge.
 
     `seed` is its `random_state`. Superpixels are those of the picture in its own size, whose
     perturbed copies go through the preprocessing one by one where that resizes them.
+
+    Parameters
+    ----------
+    num_features : the package's; superpixels that are not chosen weigh 0. None: all are kept.
+    feature_selection : how they are chosen, see `selection`.
     """
+    choose = selection(feature_selection, 1 if num_features is None else num_features)
     if not isinstance(num_samples, int) or num_samples < 2:
         raise MethodError(f"num_samples={num_samples!r} must be a whole number, 2 or more.")
     labels, compose = _as_package(subject, segments, num_segments, segment_options, replacement)
@@ -131,15 +144,14 @@ def lime_of_package(
     masks = masks[: len(scores)]
     if len(masks) < 2:
         raise KeyboardInterrupt
-    fit = ridge(masks, scores, locality.weights(masks), alpha=1.0)
+    weights, facts = locality.weights(masks), {"samples": len(masks)}
+    if num_features is not None:
+        chosen = choose(masks, scores, weights)
+        return finding_of(labels, sparse_ridge(masks, scores, weights, 1.0, chosen), facts=facts)
+    fit = ridge(masks, scores, weights, alpha=1.0)
     certainty, stability = top_certainty(fit, top_segments, tolerance)
-    return finding_of(
-        labels,
-        fit,
-        certainty=certainty,
-        rank_stability=stability,
-        facts={"samples": len(masks), "top_segments": min(top_segments, locality.count)},
-    )
+    facts["top_segments"] = min(top_segments, locality.count)
+    return finding_of(labels, fit, certainty=certainty, rank_stability=stability, facts=facts)
 
 
 def _as_package(

@@ -99,14 +99,18 @@ def top_certainty(fit: Fit, top: int, tolerance: float) -> tuple[float, float]:
     stability : rank correlation to expect between two independent answers.
     """
     weights, count = fit.weights, len(fit.weights)
-    drawn = weights + _normal(len(fit.deviations)) @ fit.deviations  # (draws, K)
+    errors = _normal(len(fit.deviations)) @ fit.deviations  # (draws, K)
     order = np.argsort(-np.abs(weights), kind="stable")
     top = min(top, count - 1)
-    size = np.abs(drawn)
+    size = np.abs(weights + errors)
     slack = tolerance * np.abs(weights).max()
     least = size[:, order[:top]].min(axis=1)
     certain = size[:, order[top:]].max(axis=1) <= least + slack
-    # Spearman's correlation of each draw of one half with one of the other half.
+    # Spearman's correlation of each draw of one half with one of the other half. The weights found
+    # are spread by their errors already, more than the true ones, around which seeds would differ.
+    spread = weights.var()
+    true = 1 - min((fit.deviations**2).sum() / count / spread, 1) if spread else 0.0
+    drawn = np.sqrt(true) * weights + errors
     ranks = drawn.argsort(axis=1).argsort(axis=1) - (count - 1) / 2
     products = (ranks[: _DRAWS // 2] * ranks[_DRAWS // 2 :]).sum(axis=1)
     stability = products / (count * (count**2 - 1) / 12)

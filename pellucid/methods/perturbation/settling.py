@@ -1,4 +1,4 @@
-"""Sampling masks until the ranking of the top superpixels is settled, or the budget is spent."""
+"""Sampling masks until the ranking of the superpixels is settled, or the budget is spent."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pellucid.methods.threads import one_thread
 __all__ = ["Settling", "Stream", "finding_of", "settled_fit"]
 
 _CHECKS = (100, 150, 200, 300, 400, 600, 800)
+_ALIKE = 0.01  # of the largest weight: what is known this well differs in rank by chance alone
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Settling:
     budget : masks at most.
     confidence : enough once the top superpixels are the top ones with this probability.
     top_segments : how many of them.
-    tolerance : share of the largest weight below which differences do not matter.
+    tolerance : share of the largest weight below which differences among the top do not matter.
+    rank_stability : and once the rank correlation to expect with another seed is this.
 
     Raises
     ------
@@ -43,18 +45,29 @@ class Settling:
     confidence: float
     top_segments: int
     tolerance: float
+    rank_stability: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.confidence < 1:
             raise MethodError(f"confidence={self.confidence!r} must lie between 0 and 1.")
         if not 0 <= self.tolerance < 1:
             raise MethodError(f"tolerance={self.tolerance!r} must lie between 0 and 1.")
+        if not 0 <= self.rank_stability < 1:
+            raise MethodError(
+                f"rank_stability={self.rank_stability!r} must be 0 or more, and below 1."
+            )
         for name, least in (("num_samples", 4), ("budget", 4), ("top_segments", 1)):
             number = getattr(self, name)
             if number is None and name == "num_samples":
                 continue
             if not isinstance(number, int) or isinstance(number, bool) or number < least:
                 raise MethodError(f"{name}={number!r} must be a whole number, {least} or more.")
+
+    def content(self, fit: Fit, certainty: float, stability: float) -> bool:
+        """Say whether an answer is sure enough."""
+        exact = fit.standard_errors.max() <= _ALIKE * np.abs(fit.weights).max()
+        ranked = bool(exact) or stability >= self.rank_stability
+        return certainty >= self.confidence and ranked
 
     def sizes(self, count: int) -> list[int]:
         """Numbers of masks of `count` superpixels at which the answer is looked at."""
@@ -109,7 +122,7 @@ def settled_fit(
         with one_thread():
             found = fit(masks, scores)
             certainty, stability = top_certainty(found, rule.top_segments, rule.tolerance)
-        settled = certainty >= rule.confidence
+        settled = rule.content(found, certainty, stability)
         if subject.interrupted or (rule.num_samples is None and settled):
             break
     return found, {

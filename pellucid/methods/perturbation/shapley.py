@@ -16,7 +16,7 @@ import numpy as np
 
 from pellucid.errors import MethodError
 from pellucid.methods.perturbation.details import Finding, Numbers
-from pellucid.methods.perturbation.kriging import Kriging, fair_shares, leaves_something
+from pellucid.methods.perturbation.kriging import Kernels, fair_shares, leaves_something
 from pellucid.methods.perturbation.regression import Fit, top_certainty
 from pellucid.methods.perturbation.sampling import Masks, balanced_pairs
 from pellucid.methods.perturbation.segments import COUNT
@@ -40,6 +40,7 @@ def kernel_shap(
     confidence: float = 0.95,
     top_segments: int = 5,
     tolerance: float = 0.05,
+    rank_stability: float = 0.9,
     surrogate: bool | None = None,
 ) -> Finding:
     """Estimate Shapley values by least squares on coalitions.
@@ -58,7 +59,7 @@ def kernel_shap(
     Lundberg and Lee, "A Unified Approach to Interpreting Model Predictions", NeurIPS 2017,
     1705.07874. Pairs and their standard errors: Covert and Lee, AISTATS 2021, 2012.01536.
     """
-    rule = Settling(num_samples, budget, confidence, top_segments, tolerance)
+    rule = Settling(num_samples, budget, confidence, top_segments, tolerance, rank_stability)
     labels, compose = subject.hidden_segments(segments, num_segments, segment_options, replacement)
     count = int(labels.max()) + 1
     nothing = _alone(subject.scores(np.zeros((1, count), bool), compose))
@@ -73,7 +74,7 @@ def kernel_shap(
             facts = {"samples": len(masks), "exact": True, "efficiency_gap": 0.0}
             exact = Fit(exact.intercept, exact.weights, exact.r2, np.zeros((1, count)))
             return finding_of(labels, exact, certainty=1.0, rank_stability=1.0, facts=facts)
-    sizes = coalition_sizes(count)
+    sizes, kernels = coalition_sizes(count), Kernels()
 
     def fit(masks: Masks, scores: Numbers) -> Fit:
         linear = least_squares(masks, scores)
@@ -81,7 +82,7 @@ def kernel_shap(
             return linear
         level = (subject.score - nothing) / count
         remainder = scores - nothing - level * masks.sum(axis=1)
-        kriging = Kriging.fitted(masks, remainder, linear.weights)
+        kriging = kernels.of(masks, remainder, linear.weights)
         shares, deviations = fair_shares(kriging, masks, remainder, sizes)
         shares += level
         return Fit(nothing, shares, _r2(masks, scores, nothing, shares), deviations)

@@ -31,6 +31,10 @@ from pellucid.methods.progress import Bar, no_bar
 
 __all__ = ["Source", "Subject", "forget"]
 
+# Answers are read so many rows, or so many bytes, at a time: right behind a prediction the
+# processor's caches are the network's, and every small step is ten times as slow.
+_GATHERED = 64
+_GATHERED_BYTES = 2**20
 _KEPT_ROW = 4096  # numbers in a prediction that is kept
 _KEPT_CODE = 64  # bytes of a code that is kept as it is
 _KEPT = 64 * 2**20  # bytes of predictions that are kept for each image
@@ -198,7 +202,7 @@ class Subject:
             stacked = [np.stack(column) for column in zip(*parts, strict=True)]
             found[known] = self._scored(dict(zip(self.objective.fetch, stacked, strict=True)))
         with self._until_interrupted():
-            for some, values in self._asked(codes, new, compose):
+            for some, values in _gathered(self._asked(codes, new, compose)):
                 found[some] = self._scored(values)
                 self._remember(answers, [keys[index] for index in some], values)
         for again in np.flatnonzero(np.isnan(found)):  # copies of copies asked in this very call
@@ -238,7 +242,7 @@ class Subject:
         return port.channels_first(own)
 
     def _scored(self, values: Mapping[str, Array]) -> Numbers:
-        scores = self.objective.score(values, image=self.index)[0].astype(np.float64)
+        scores = self.objective.variants(values, self.index).astype(np.float64)
         if bad := int((~np.isfinite(scores)).sum()):
             raise MethodError(
                 f"The network returned NaN or infinity for {bad} of {len(scores)} perturbed "
@@ -268,12 +272,38 @@ class Subject:
         return store
 
     def _remember(self, answers: Answers, keys: list[bytes], values: Mapping[str, Array]) -> None:
-        columns = [np.array(values[name]) for name in self.objective.fetch]
+        columns = [values[name] for name in self.objective.fetch]
         each = sum(column[0].size for column in columns)
         if each > _KEPT_ROW or 4 * each * len(answers) > _KEPT:
             return
         for key, *row in zip(keys, *columns, strict=True):
             answers[key] = tuple(row)
+
+
+def _gathered(
+    answered: Iterator[tuple[list[int], Mapping[str, Array]]],
+) -> Iterator[tuple[list[int], Mapping[str, Array]]]:
+    """Put the answers of several batches together, those before an error or Ctrl-C as well."""
+    indices: list[int] = []
+    parts: list[dict[str, Array]] = []
+
+    def together() -> tuple[list[int], Mapping[str, Array]]:
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        some = indices.copy()
+        indices.clear()
+        parts.clear()
+        return some, whole
+
+    try:
+        for some, values in answered:
+            indices += some
+            parts.append({name: np.array(array) for name, array in values.items()})
+            each = sum(array[0].nbytes for array in parts[-1].values())
+            if len(indices) >= _GATHERED or each * len(indices) >= _GATHERED_BYTES:
+                yield together()
+    finally:
+        if parts:
+            yield together()
 
 
 def _keys(codes: Codes) -> list[bytes]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from itertools import islice, product
+from itertools import combinations, islice, product
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 import pellucid
 from pellucid.errors import MethodError, PellucidError, UnsupportedError
 from pellucid.methods.perturbation.kriging import Kriging, projected
 from pellucid.methods.perturbation.regression import ridge
 from pellucid.methods.perturbation.sampling import Locality, balanced_pairs
+from pellucid.methods.perturbation.selection import selection, sparse_ridge
 from pellucid.methods.perturbation.settling import Stream
 from tests.methods.perturbation.scenes import SEGMENTS, image, network
 
@@ -61,6 +63,20 @@ def test_the_package_s_ridge_is_the_ridge():
     expected = np.linalg.lstsq(design, target, rcond=None)[0]
     np.testing.assert_allclose(found.weights, expected[1:], atol=1e-9)
     assert found.intercept == pytest.approx(expected[0])
+
+
+def test_a_choice_of_superpixels_that_are_never_hidden_is_one_of_the_others():
+    masks = np.random.default_rng(0).random((60, 12)) < 0.5
+    masks[:, [0, 4]] = True  # nothing is known of them
+    scores, weights = linear(masks), np.ones(60)
+    chosen = selection("forward_selection", 3)(masks, scores, weights)
+    assert sorted(chosen) == [1, 5, 6]  # of -2, 1 and 0.5
+    fit = sparse_ridge(masks, scores, weights, 0.0, chosen)
+    design = np.c_[np.ones(60), masks[:, chosen]]
+    expected = np.linalg.lstsq(design, scores, rcond=None)[0]
+    np.testing.assert_allclose(fit.weights[chosen], expected[1:])
+    assert not np.delete(fit.weights, chosen).any()
+    assert not np.delete(fit.standard_errors, chosen).any()
 
 
 def test_pairs_weighted_stand_for_the_locality_distribution():
@@ -187,6 +203,49 @@ def test_sampling_ends_when_the_top_is_settled_or_the_budget_is_spent():
     assert any("budget=" in note for note in tied.notes)
 
 
+def test_sampling_goes_on_until_the_whole_ranking_is_steady():
+    options = {"top_segments": 1, **OPTIONS}
+    quick, steady = (
+        pellucid.explain(network(crossed), image(), "lime", rank_stability=wanted, **options)
+        for wanted in (0.0, 0.95)
+    )
+    assert quick.settled
+    assert steady.settled
+    assert quick.rank_stability < 0.95 <= steady.rank_stability
+    assert quick.predictions < steady.predictions < 1001
+    never = pellucid.explain(
+        network(crossed), image(), "lime", rank_stability=0.95, budget=120, **options
+    )
+    assert never.settled is False
+    assert never.certainty > 0.95  # the top one is known, the ranking is not
+
+
+def test_weights_known_to_be_alike_have_no_ranking_to_wait_for():
+    alike = pellucid.explain(network(lambda z: z[:, 0] + 0 * z[:, 1]), image(), "lime", **OPTIONS)
+    assert alike.settled
+    assert alike.predictions == 101
+
+
+@pytest.mark.parametrize("surrogate", [False, True])
+def test_rank_stability_is_the_correlation_of_two_seeds(surrogate):
+    curved = np.random.default_rng(0).normal(0, 0.3, (12, 12))
+
+    def faint(z):
+        x = 2 * z - 1
+        return 3 * z[:, 0] + z @ np.linspace(-0.3, 0.3, 12) + ((x @ curved) * x).sum(1) * x[:, 3]
+
+    found = [
+        pellucid.explain(
+            network(faint), image(), "lime", num_samples=150, surrogate=surrogate, seed=seed,
+            **OPTIONS,
+        )
+        for seed in range(12)
+    ]  # fmt: skip
+    true = np.mean([spearmanr(a.weights, b.weights)[0] for a, b in combinations(found, 2)])
+    assert np.mean([one.rank_stability for one in found]) == pytest.approx(true, abs=0.12)
+    assert 0.6 < true < 0.9
+
+
 def test_dummy_and_symmetric_superpixels():
     found = pellucid.explain(
         network(lambda z: z[:, 0] * z[:, 1] + z[:, 2] ** 2), image(), "lime", num_samples=400,
@@ -286,6 +345,17 @@ def test_a_function_that_raises_halfway_goes_on_where_it_failed():
     assert sum(asked) - asked[2] == 1 + 1 + 100  # none of the masks was asked twice
 
 
+def test_an_answer_may_lie_in_an_array_that_is_used_again():
+    room = np.empty((64, 1), np.float32)
+
+    def predict(batch):
+        room[: len(batch), 0] = linear(batch[:, ::4, ::4, 0].reshape(len(batch), 12))
+        return room[: len(batch)]
+
+    found = pellucid.explain(predict, image(), "lime", num_samples=200, memory=2**18, **OPTIONS)
+    np.testing.assert_allclose(found.weights, COEFFICIENTS, atol=1e-5)
+
+
 def test_control_c_keeps_what_is_done():
     asked = []
 
@@ -340,11 +410,17 @@ def test_methods_with_gradients_say_why_a_function_will_not_do():
         ({"num_samples": 2}, "num_samples=2"),
         ({"budget": 0}, "budget=0"),
         ({"confidence": 95}, "confidence=95"),
+        ({"rank_stability": 1}, "rank_stability=1"),
         ({"kernel_width": 0}, "kernel_width=0"),
         ({"segments": "voronoi"}, "segments='voronoi' is unknown"),
         ({"segments": np.zeros((3, 3), int)}, r"shape \(3, 3\)"),
         ({"replacement": "pink"}, "replacement='pink' is unknown"),
         ({"memory": 0}, "memory=0"),
+        ({"num_features": 3}, "lime has 'num_features' with like='lime' alone"),
+        ({"like": "lime", "budget": 300}, "like='lime' has no option 'budget'"),
+        ({"like": "lime", "num_features": 0}, "num_features=0"),
+        ({"like": "lime", "feature_selection": "lasso_path"}, "scikit-learn's path"),
+        ({"like": "lime", "feature_selection": "best"}, "feature_selection='best' is unknown"),
         ({"samples": 5}, "no option 'samples'"),
     ],
 )
