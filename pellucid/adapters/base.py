@@ -253,6 +253,16 @@ class Adapter(ABC):
             "Bounds are read from the ONNX form: explain the model with engine='onnx'."
         )
 
+    def origins(self) -> Mapping[str, frozenset[str]]:
+        """From which inputs the network's inner values follow: `{name: inputs}`.
+
+        The names are as in `biases`. Of a layer that is called on several inputs, each call has its
+        own name.
+        """
+        raise UnsupportedError(
+            "Origins are read from the ONNX form: explain the model with engine='onnx'."
+        )
+
     @property
     def training(self) -> bool:
         """Whether the model is in training mode; it is run in evaluation mode all the same."""

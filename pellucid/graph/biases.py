@@ -21,7 +21,7 @@ from pellucid.graph.rules.normalization import affine
 from pellucid.graph.rules.table import float_attr, ints_attr
 from pellucid.graph.tape import array
 
-__all__ = ["biases", "bounds"]
+__all__ = ["biases", "bounds", "origins"]
 
 Numbers = NDArray[Any]
 
@@ -78,6 +78,22 @@ def bounds(model: onnx.ModelProto) -> dict[str, tuple[float, ...]]:
             if given := tuple(bound for bound in scalars if bound and np.isfinite(bound)):
                 found[node.outputs[0].name] = given
     return {name: given for name, given in found.items() if name in names}
+
+
+def origins(model: onnx.ModelProto) -> dict[str, frozenset[str]]:
+    """Find from the values of which inputs each tensor follows; their shapes do not count.
+
+    Returns
+    -------
+    found : `{tensor: inputs}`, without tensors that follow from none.
+    """
+    graph, names = prepare(model).graph, _names(model)
+    found: dict[str, frozenset[str]] = {}
+    for given in graph.inputs:
+        for value in path(graph, graph.outputs, [given])[1]:
+            if value.name in names:
+                found[value.name] = found.get(value.name, frozenset()) | {given.name or ""}
+    return found
 
 
 def _names(model: onnx.ModelProto) -> set[str]:

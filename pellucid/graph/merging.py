@@ -9,6 +9,7 @@ channel.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +19,13 @@ from numpy.typing import NDArray
 
 from pellucid.graph.rules.normalization import affine
 from pellucid.graph.rules.table import float_attr, int_attr, ints_attr
-from pellucid.graph.tape import array, dims
+from pellucid.graph.tape import Dim, array, dims
 
 __all__ = ["merge_affine"]
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 Vector = NDArray[Any]  # one number for each channel
+Axes = tuple[int, ...]  # that hold the channels between them, the first one counting slowest
 
 
 @dataclass(frozen=True)
@@ -106,17 +108,17 @@ def _following(node: ir.Node, channels: int, named: set[str]) -> _Affine:
     """Walk on from a layer as long as each channel is only scaled, shifted or moved."""
     scale, shift, nodes = np.ones(channels), np.zeros(channels), []
     value: ir.Value = node.outputs[0]
-    axis: int | None = 1
+    axes: Axes | None = (1,)
     if node.op_type not in _CONVOLUTIONS:
-        axis = len(dims(value) or ()) - 1
-    while axis is not None and dims(value):
+        axes = (len(dims(value) or ()) - 1,)
+    while axes is not None and dims(value):
         uses = tuple(value.uses())
         if len(uses) != 1 or value.is_graph_output() or value.name in named:
             break
         reader = uses[0].node
-        step = _step(reader, value, axis, channels)
+        step = _step(reader, value, axes, channels)
         if step is None:
-            axis = _moved(reader, axis, channels)
+            axes = _moved(reader, axes, channels)
         else:
             scale, shift = scale * step[0], shift * step[0] + step[1]
             nodes.append(reader)
@@ -124,15 +126,16 @@ def _following(node: ir.Node, channels: int, named: set[str]) -> _Affine:
     return _Affine(scale, shift, tuple(nodes))
 
 
-def _moved(reader: ir.Node, axis: int, channels: int) -> int | None:
-    """Return where a node puts the axis of the channels, or None if it does not keep it."""
+def _moved(reader: ir.Node, axes: Axes, channels: int) -> Axes | None:
+    """Return where a node puts the axes of the channels, or None if it does not keep them."""
     if reader.op_type == "Identity":
-        return axis
+        return axes
     before, after = (dims(one) if one else None for one in (reader.inputs[0], reader.outputs[0]))
     if before is None or after is None:
         return None
     if reader.op_type == "Transpose":
-        return ints_attr(reader, "perm", list(range(len(before)))[::-1]).index(axis)
+        order = ints_attr(reader, "perm", list(range(len(before)))[::-1])
+        return tuple(order.index(axis) for axis in axes)
     if reader.op_type in ("Squeeze", "Unsqueeze"):
         given = array(reader.inputs[1]) if len(reader.inputs) > 1 else None
         if given is None:
@@ -140,16 +143,29 @@ def _moved(reader: ir.Node, axis: int, channels: int) -> int | None:
         rank = max(len(before), len(after))
         changed = {int(one) % rank for one in given.reshape(-1)}
         if reader.op_type == "Squeeze":
-            return axis - sum(one < axis for one in changed)
-        return [one for one in range(rank) if one not in changed][axis]
-    if reader.op_type == "Reshape" and axis == len(before) - 1 and after[-1] == channels:
-        return len(after) - 1
+            return tuple(axis - sum(one < axis for one in changed) for axis in axes)
+        kept = [one for one in range(rank) if one not in changed]
+        return tuple(kept[axis] for axis in axes)
+    if reader.op_type == "Reshape" and _last(before, channels) == axes:
+        return _last(after, channels)
     return None
 
 
-def _step(reader: ir.Node, value: ir.Value, axis: int, channels: int) -> Any:
+def _last(shape: Sequence[Dim], channels: int) -> Axes | None:
+    """Return the last axes of a shape that hold the channels between them, as heads do."""
+    axes: list[int] = []
+    held = 1
+    for axis, size in reversed(list(enumerate(shape))):
+        if held == channels or not isinstance(size, int):
+            break
+        held *= size
+        axes += [axis] if size > 1 else []
+    return tuple(reversed(axes)) if held == channels else None
+
+
+def _step(reader: ir.Node, value: ir.Value, axes: Axes, channels: int) -> Any:
     """Return factor and summand of each channel, or None if a node is no such map."""
-    if reader.op_type == "BatchNormalization" and axis == 1:
+    if reader.op_type == "BatchNormalization" and axes == (1,):
         return affine(reader)
     if reader.op_type not in ("Add", "Sub", "Mul", "Div"):
         return None
@@ -158,7 +174,7 @@ def _step(reader: ir.Node, value: ir.Value, axis: int, channels: int) -> Any:
     shape = dims(value)
     if other is None or shape is None or (reader.op_type == "Div" and not first):
         return None
-    constant = _per_channel(array(other), len(shape), axis, channels)
+    constant = _per_channel(array(other), shape, axes, channels)
     if constant is None:
         return None
     one, none = np.ones(channels), np.zeros(channels)
@@ -170,14 +186,17 @@ def _step(reader: ir.Node, value: ir.Value, axis: int, channels: int) -> Any:
 
 
 def _per_channel(
-    contents: NDArray[Any] | None, rank: int, axis: int, channels: int
+    contents: NDArray[Any] | None, shape: Sequence[Dim], axes: Axes, channels: int
 ) -> Vector | None:
-    if contents is None or contents.ndim > rank:
+    if contents is None or contents.ndim > len(shape):
         return None
-    shape = (1,) * (rank - contents.ndim) + contents.shape
-    if any(size != 1 for index, size in enumerate(shape) if index != axis):
+    own = (1,) * (len(shape) - contents.ndim) + contents.shape
+    others = [index for index in range(len(own)) if index not in axes]
+    sizes = [size for axis in axes if isinstance(size := shape[axis], int)]
+    if any(own[index] != 1 for index in others) or np.prod(sizes) != channels:
         return None
-    return np.broadcast_to(np.asarray(contents, np.float64).reshape(-1), (channels,))
+    held = np.asarray(contents, np.float64).reshape(own).transpose([*axes, *others])
+    return np.broadcast_to(held.reshape([own[axis] for axis in axes]), sizes).reshape(-1)
 
 
 # ---- writing -------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from pellucid.graph.tape import array, dims
 
 __all__ = [
     "OPSET",
+    "evaluate",
     "fold",
     "infer",
     "prepare",
@@ -242,7 +243,7 @@ def fold(model: ir.Model, kept: Collection[str] = ()) -> int:
         for value in node.outputs
         if value.is_graph_output() or any(user not in done for user in value.consumers())
     ]
-    contents |= dict(zip(wanted, _evaluate(model, pending, shapes, wanted), strict=True))
+    contents |= dict(zip(wanted, evaluate(model, pending, shapes, wanted), strict=True))
     for value, result in contents.items():
         constant = ir.Value(
             name=value.name,
@@ -279,13 +280,13 @@ def _static_shape(node: ir.Node) -> NDArray[Any] | None:
     return None
 
 
-def _evaluate(
+def evaluate(
     model: ir.Model,
     nodes: list[ir.Node],
     given: dict[ir.Value, NDArray[Any]],
     wanted: list[ir.Value],
 ) -> list[NDArray[Any]]:
-    """Run constant nodes once."""
+    """Run nodes once, on constants and given values, and return what some values then are."""
     if not wanted:
         return []
     from pellucid.graph.runtime import session

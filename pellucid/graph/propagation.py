@@ -28,6 +28,7 @@ import onnx_ir as ir
 
 from pellucid.errors import UnsupportedError
 from pellucid.graph.merging import merge_affine
+from pellucid.graph.normalizing import name_layer_norms
 from pellucid.graph.rules import RULES
 from pellucid.graph.rules.rectifier import operand, output
 from pellucid.graph.rules.table import Cotangents, Rule, float_attr, int_attr
@@ -392,6 +393,7 @@ def _has_weights(t: Tape, node: ir.Node) -> bool:
 
 
 _GATES = ("Sigmoid", "HardSigmoid", "Softmax", "Tanh")
+_REARRANGING = ("Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
 def _gated(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
@@ -411,7 +413,7 @@ def _gated(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
 
 def _is_gate(value: ir.Value) -> bool:
     producer = value.producer()
-    while producer is not None and producer.op_type in ("Reshape", "Unsqueeze", "Identity"):
+    while producer is not None and producer.op_type in _REARRANGING:
         first = producer.inputs[0]
         producer = None if first is None else first.producer()
     return producer is not None and producer.op_type in _GATES
@@ -453,14 +455,16 @@ def _lrp(convolution: Rule, dense: Rule, total: Rule = _derivative) -> dict[str,
 # ---- the graph -----------------------------------------------------------------------------------
 
 
-def _as_it_is(model: ir.Model, named: set[str]) -> None:
-    """Leave the graph alone."""
+def _as_layers(model: ir.Model, named: set[str]) -> None:
+    """Write normalisations as one operator, and merge what scales and shifts a layer's channels."""
+    name_layer_norms(model, named)
+    merge_affine(model, named)
 
 
 PROPAGATIONS: dict[str, Propagation] = {
-    "deeplift": Propagation(_DEEPLIFT, _rescale, _as_it_is),
-    "lrp-epsilon": Propagation(_lrp(_epsilon, _epsilon), _passed_on, merge_affine),
-    "lrp-gamma": Propagation(_lrp(_gamma, _gamma, _gamma_of_sum), _passed_on, merge_affine),
-    "lrp-z-plus": Propagation(_lrp(_z_plus, _z_plus, _same_sign), _passed_on, merge_affine),
-    "lrp-composite": Propagation(_lrp(_z_plus, _epsilon, _same_sign), _passed_on, merge_affine),
+    "deeplift": Propagation(_DEEPLIFT, _rescale, name_layer_norms),
+    "lrp-epsilon": Propagation(_lrp(_epsilon, _epsilon), _passed_on, _as_layers),
+    "lrp-gamma": Propagation(_lrp(_gamma, _gamma, _gamma_of_sum), _passed_on, _as_layers),
+    "lrp-z-plus": Propagation(_lrp(_z_plus, _z_plus, _same_sign), _passed_on, _as_layers),
+    "lrp-composite": Propagation(_lrp(_z_plus, _epsilon, _same_sign), _passed_on, _as_layers),
 }

@@ -33,6 +33,7 @@ def score_cam(
     relu: bool = True,
     channels: int | None = None,
     corners: bool = False,
+    scale_first: bool = False,
     softmax: bool = True,
     memory: int = MEMORY,
 ) -> list[Array]:
@@ -50,6 +51,8 @@ def score_cam(
     relu : keep only what speaks for the target, as the paper does.
     channels : look only at so many channels, those that vary most (Faster Score-CAM); None is all.
     corners : enlarge with aligned corners, as some libraries do, rather than aligned halves.
+    scale_first : scale a channel to [0, 1] before it is enlarged, which may lose its peaks, rather
+        than after.
     softmax : pass the scores through a softmax over the channels, or take them as they are.
     memory : bytes for the activations of a forward pass; the estimate ignores the weights.
 
@@ -74,7 +77,10 @@ def score_cam(
         for index, all_channels in enumerate(activation):
             image = [array[index : index + 1] for array in inputs]
             own = all_channels[_most_varied(all_channels, channels)]
-            scores = _masked_scores(model, image, objective, index, own, rows, corners)
+            drawn = _scaled(own) if scale_first else own
+            scores = _masked_scores(
+                model, image, objective, index, drawn, rows, corners, not scale_first
+            )
             weights = _softmax(scores) if softmax else scores
             made.append(np.tensordot(weights, own, 1))  # (C,) (C, h, w) -> (h, w)
         maps.append(_finished(made, relu))
@@ -89,8 +95,9 @@ def _masked_scores(
     activation: Array,
     rows: int,
     corners: bool,
+    scaled: bool,
 ) -> Array:
-    """Return the score of the image masked by each channel, `(C,)`."""
+    """Return the score of the image masked by each channel, scaled or as it is, `(C,)`."""
     flat = activation.reshape(len(activation), -1)
     spread = np.ptp(flat, axis=1)
     scores = np.zeros(len(activation), np.float32)
@@ -103,14 +110,19 @@ def _masked_scores(
     for some in chunks(len(varied), rows):
         with one_thread():
             masks = _enlarged(activation[varied[some]], size, corners)
-        axes = tuple(range(1, masks.ndim))
-        low, high = (f(masks, axis=axes, keepdims=True) for f in (np.min, np.max))
-        masks = (masks - low) / (high - low)
+        masks = _scaled(masks) if scaled else masks
         masked = image[0] * masks[:, None]
         others = [np.repeat(array, len(masked), axis=0) for array in image[1:]]
         found = model.run([masked, *others], objective.fetch)
         scores[varied[some]] = objective.variants(found, index)
     return scores
+
+
+def _scaled(maps: Array) -> Array:
+    """Scale each map to [0, 1]; one that is constant becomes zero."""
+    axes = tuple(range(1, maps.ndim))
+    low, high = (f(maps, axis=axes, keepdims=True) for f in (np.min, np.max))
+    return np.asarray((maps - low) / np.where(high > low, high - low, 1), np.float32)
 
 
 def _enlarged(maps: Array, size: Sequence[int], corners: bool) -> Array:

@@ -37,7 +37,9 @@ def full_grad(
     `sum(x dscore/dx) + sum over all biases b of sum(b dscore/db)`. The terms that have a place on
     the image are drawn: `psi(x g) + sum over layers and channels of psi(b g)`, where psi takes
     the magnitude, scales it to [0, 1] and resizes it to the image. An activation that stands at
-    an upper bound (ReLU6) is such a constant too.
+    an upper bound (ReLU6) is such a constant too. Of several inputs the first one is drawn, with
+    the biases of what follows from it; those of another tower, the same layers called on another
+    image included, count in the sum alone.
 
     Other functions (GELU, SiLU, attention, products) are not linear there: then the map holds the
     same terms, and they do not sum to the score. How far off they are is
@@ -78,15 +80,22 @@ def full_grad(
     fetch = (*bounds, *objective.fetch)
     values, gradients = model.pullback(x, objective, {**inputs, **biases, **bounds}, fetch=fetch)
     size, first = batch[0].shape[2:], model.inputs[0].name
+    others = _not_from(model, first) if len(batch) > 1 else set()
     total, drawn = -_linear_part(objective, values), np.zeros((len(batch[0]), *size), np.float32)
     for name, factor in _factors(inputs, biases, bounds, values):
         term = factor * gradients[name]  # (N, C, h, w)
         total += term.reshape(len(term), -1).sum(axis=1, dtype=np.float64)
-        if name not in inputs or name == first:
+        if name not in others:
             for grid in _placed(model, name, term, size):
                 drawn += _drawn(grid, size, scale, absolute)
     objective.details["completeness_delta"] = total
     return [drawn]
+
+
+def _not_from(model: Adapter, first: str) -> set[str]:
+    """Return what follows from other inputs alone, and these: it has no place on the first one."""
+    apart = {name for name, inputs in model.origins().items() if first not in inputs}
+    return apart | {port.name for port in model.inputs if port.name != first}
 
 
 def _factors(

@@ -134,6 +134,7 @@ METHODS = {
             "score-cam", forward_cam.score_cam, asks=True,
             pytorch_grad_cam={"corners": True},
             tf_keras_vis={"corners": True, "softmax": False},
+            torch_cam={"scale_first": True},
         ),
         _cam(
             "ablation-cam", forward_cam.ablation_cam, asks=True,
@@ -186,7 +187,12 @@ METHODS = {
         _asking("kernel-shap", shapley.kernel_shap),
         _asking("shapley-sampling", shapley.shapley_sampling),
         _asking("rise", rise.rise),
-        _asking("occlusion", occlusion.occlusion, captum={"replacement": "zero", "edge": "cut"}),
+        _asking(
+            "occlusion", occlusion.occlusion,
+            captum={"replacement": "zero", "edge": "cut"},
+            xplique={"window": 3, "stride": 3, "replacement": "half", "edge": "leave",
+                     "overlap": "sum"},
+        ),
         _asking("hierarchical-occlusion", occlusion.hierarchical_occlusion),
         _asking("sobol", sobol.sobol),
         _asking("meaningful-perturbation", meaningful.meaningful_perturbation),

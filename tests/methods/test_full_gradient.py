@@ -118,6 +118,51 @@ def test_the_map_is_the_sum_of_magnitudes_scaled_and_resized(scale):
     np.testing.assert_allclose([e.attribution for e in found], expected, rtol=1e-4, atol=1e-5)
 
 
+class Siamese(nn.Module):
+    """One layer that sees two images, and what joins them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.join = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+        self.dense = nn.Linear(3, 2)
+
+    def forward(self, left, right):
+        self.left, self.right = self.conv(left), self.conv(right)
+        self.both = self.join(self.left.relu() - 2 * self.right.relu())
+        return self.dense(self.both.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_biases_of_another_tower_are_not_drawn(swapped):
+    """They count in the sum, and are drawn when their image comes first."""
+    network, rng = Siamese().eval(), np.random.default_rng(3)
+    left, right = rng.standard_normal((2, 2, 2, 6, 6)).astype(np.float32)
+    given, of = ((right, left) if swapped else (left, right)), 1
+
+    class Swapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, first, second):
+            return self.network(second, first) if swapped else self.network(first, second)
+
+    model = Swapped().eval()
+    tensors = [torch.from_numpy(one).requires_grad_() for one in given]
+    score = model(*tensors)[:, of].sum()
+    tower = network.right if swapped else network.left
+    at_input, at_tower, at_both = torch.autograd.grad(score, [tensors[0], tower, network.both])
+    expected = (tensors[0] * at_input).sum((1, 2, 3))
+    expected += (network.conv.bias[:, None, None] * at_tower).sum((1, 2, 3))
+    expected += (network.join.bias[:, None, None] * at_both).sum((1, 2, 3))
+    found = pellucid.explain(model, given, "fullgrad", target=of, absolute=False)
+    sums = [one.attribution.sum() for one in found]
+    np.testing.assert_allclose(sums, expected.detach().numpy(), rtol=1e-4)
+    assert all(abs(one.details["completeness_delta"]) < 1e-5 for one in found)
+    assert all("diagnosis" not in one.details for one in found)
+
+
 def test_what_is_not_piecewise_linear_is_told():
     (x,) = TWINS["vit"].inputs(1)
     (one,) = pellucid.explain(TWINS["vit"].torch(), x, "fullgrad", target=1)

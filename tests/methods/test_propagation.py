@@ -245,6 +245,37 @@ def test_what_follows_a_layer_counts_as_part_of_it(rule):
     assert np.abs(maps[0]).max() > 0
 
 
+class Heads(nn.Module):
+    """A dense layer whose bias is added to its heads, or is its own."""
+
+    def __init__(self, apart):
+        super().__init__()
+        torch.manual_seed(0)
+        self.dense, self.head = nn.Linear(14, 6, bias=False), nn.Linear(2, 3)
+        self.head.weight.data.abs_()  # so that z-plus has something to share
+        self.bias, self.factor, self.apart = torch.randn(6), 1 + torch.rand(2), apart
+
+    def forward(self, x):  # (N, 3, 14, 14)
+        if self.apart:
+            heads = self.dense(x).unflatten(-1, (2, 3)) + self.bias.reshape(2, 3)
+            heads = heads.permute(0, 4, 1, 2, 3) * self.factor  # (N, 3, 3, 14, 2): heads last
+        else:
+            factor = self.factor.repeat_interleave(3)
+            dense = F.linear(x, self.dense.weight * factor[:, None], self.bias * factor)
+            heads = dense.unflatten(-1, (2, 3)).permute(0, 4, 1, 2, 3)
+        return self.head(heads.relu().mean((1, 2, 3)))
+
+
+@pytest.mark.parametrize("rule", ["gamma", "z-plus"])
+def test_what_is_added_to_heads_counts_as_part_of_the_layer_before_them(rule):
+    apart, within = (exported(Heads(one), X) for one in (True, False))
+    objectives = Objective(apart, 1), Objective(within, 1)
+    maps = [lrp(m, X, o, rule=rule) for m, o in zip((apart, within), objectives, strict=True)]
+    np.testing.assert_allclose(objectives[0].scores, objectives[1].scores, rtol=1e-5)
+    np.testing.assert_allclose(*maps, atol=1e-5 * np.abs(maps[0]).max())
+    assert np.abs(maps[0]).max() > 0
+
+
 @pytest.mark.parametrize("rule", ["z-plus", "composite"])
 def test_branches_that_cancel_make_no_relevance_of_their_own(rule):
     """Block after block, shares in proportion to the terms would grow beyond the score."""

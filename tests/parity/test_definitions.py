@@ -8,7 +8,7 @@ torch-cam 0.5.0.dev0, xplique 2.0.0.
 from __future__ import annotations
 
 import re
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +78,39 @@ def test_like_torch_cam(method, name, layers):
     network, (x,) = TWINS[name].torch(), TWINS[name].inputs()
     options = {"method": method, "layer": layers, "target": TARGETS, "like": "torch-cam"}
     assert_same(explained(network, x, **options), torch_cam(method, network, layers, x))
+
+
+@torch.no_grad()
+def score_cam_of_torch_cam(network, layers, x):
+    """Channels are scaled on their own grid, and then enlarged; the scores are differences."""
+    tensor, maps = torch.from_numpy(x), []
+    with torch.enable_grad():
+        activations, _ = activations_and_gradients(network, layers, x)
+    for a in activations:
+        masks = a - a.amin((2, 3), keepdim=True)
+        masks = masks / (masks.amax((2, 3), keepdim=True) + 1e-8)
+        masks = functional.interpolate(masks, x.shape[2:], mode="bilinear", align_corners=False)
+        scores = torch.stack([
+            network(own[:, None] * image)[:, target] - network(image[None])[:, target]
+            for own, image, target in zip(masks, tensor, TARGETS, strict=True)
+        ])  # fmt: skip
+        cam = (torch.softmax(scores, 1)[:, :, None, None] * a).sum(1).clamp(min=0)
+        cam = cam - cam.amin((1, 2), keepdim=True)
+        maps.append(cam / (cam.amax((1, 2), keepdim=True) + 1e-8))
+    size = tuple(max(m.shape[axis] for m in maps) for axis in (1, 2))
+    drawn = [functional.interpolate(m[:, None], size, mode="bilinear")[:, 0] for m in maps]
+    return torch.stack(drawn).amax(0).numpy()
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [("plain", ["conv3"]), ("separable", ["depthwise2_relu"]), ("plain", ["conv1", "conv2"])],
+)
+def test_score_cam_like_torch_cam(name, layers):
+    network, (x,) = TWINS[name].torch(), TWINS[name].inputs()
+    options = {"method": "score-cam", "layer": layers, "target": TARGETS}
+    theirs = score_cam_of_torch_cam(network, layers, x)
+    assert_same(explained(network, x, like="torch-cam", **options), theirs)
 
 
 # ---- xplique -------------------------------------------------------------------------------------
@@ -165,6 +198,30 @@ def test_rectified_gradients_like_xplique_are_means_over_the_channels(method):
     assert_same(explained(network, x, like="xplique", **options), plain.mean(axis=1))
 
 
+@torch.no_grad()
+def occlusion_of_xplique(network, x, window=3, stride=3):
+    """Windows of 0.5 that lie inside the image; what falls by them is added up."""
+    found = np.zeros((len(x), *x.shape[2:]), np.float32)
+    places = [range(0, length - window + 1, stride) for length in x.shape[2:]]
+    for image, target, drawn in zip(x, TARGETS, found, strict=True):
+        for top, left in product(*places):
+            part = slice(top, top + window), slice(left, left + window)
+            hidden = image.copy()
+            hidden[:, *part] = 0.5
+            before, after = network(torch.from_numpy(np.stack([image, hidden])))[:, target]
+            drawn[part] += float(before - after)
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 7, "stride": 4}])
+def test_occlusion_like_xplique(options):
+    network, (x,) = TWINS["plain"].torch(), TWINS["plain"].inputs()
+    ours = explained(network, x, method="occlusion", target=TARGETS, like="xplique", **options)
+    theirs = occlusion_of_xplique(network, x, **options)
+    assert not theirs[:, -1].any()  # of 32 pixels the last are in no window
+    assert_same(ours, theirs)
+
+
 # ---- what there is not ---------------------------------------------------------------------------
 
 
@@ -174,8 +231,8 @@ def test_what_a_library_does_not_have_is_refused_with_what_there_is():
         pellucid.explain(network, x, "hires-cam", like="torch-cam")
     with pytest.raises(MethodError, match=r"blur-ig gives the paper's array alone"):
         pellucid.explain(network, x, "blur-ig", like="captum")
-    with pytest.raises(MethodError, match=r"occlusion .* those of 'paper', 'captum'\."):
-        pellucid.explain(network, x, "occlusion", like="xplique")
+    with pytest.raises(MethodError, match=r"occlusion .* 'captum', 'xplique'\."):
+        pellucid.explain(network, x, "occlusion", like="torch-cam")
     with pytest.raises(LayerError, match="xplique draws one layer at a time"):
         pellucid.explain(network, x, "grad-cam", like="xplique", layer=["conv1", "conv2"])
 
@@ -192,6 +249,39 @@ def test_the_published_table_names_what_there_is():
             there_are = {library for name in names for library in METHODS[name].like}
             assert {one for one in libraries if one in likes} == there_are - {"paper"}, names
     assert told >= {method.name for method in METHODS.values() if len(method.like) > 1}
+
+
+# What each library has of the methods that Pellucid has, by Pellucid's names.
+GRADIENTS = {"saliency", "input-x-gradient", "integrated-gradients", "smoothgrad"}
+ASKING = {"lime", "kernel-shap", "occlusion"}
+BOTH = {
+    "captum": GRADIENTS | ASKING | {
+        "grad-cam", "guided-grad-cam", "guided-backprop", "deconvnet", "deeplift", "lrp",
+        "layer-conductance", "expected-gradients", "shapley-sampling",
+    },
+    "pytorch-grad-cam": {
+        "grad-cam", "grad-cam++", "xgrad-cam", "hires-cam", "layer-cam", "score-cam",
+        "ablation-cam", "eigen-cam", "eigengrad-cam", "fullgrad", "guided-backprop",
+    },
+    "tf-keras-vis": {
+        "grad-cam", "grad-cam++", "layer-cam", "score-cam", "saliency", "smoothgrad",
+        "guided-backprop",
+    },
+    "torch-cam": {"grad-cam", "grad-cam++", "xgrad-cam", "layer-cam", "score-cam"},
+    "xplique": GRADIENTS | ASKING | {
+        "grad-cam", "grad-cam++", "guided-backprop", "deconvnet", "rise", "sobol",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("library", BOTH)
+def test_every_method_of_a_library_is_given_or_the_page_says_why_not(library):
+    page = (Path(__file__).parents[2] / "docs" / "libraries.md").read_text()
+    (_, missing) = page.split("## What has no `like=`")
+    rows = [line.split("|") for line in missing.splitlines() if line.startswith("|")]
+    told = {row[2].strip().strip("`") for row in rows if library in row[1]}
+    given = {name for name, method in METHODS.items() if library in method.like}
+    assert BOTH[library] == given | told
 
 
 def test_xplique_takes_the_last_layer_with_filters():

@@ -36,7 +36,7 @@ from pellucid.adapters.onnx.sessions import open_session
 from pellucid.errors import InputError, LayerError, UnsupportedError, first_line
 from pellucid.graph import protobuf
 from pellucid.graph.axes import channel_axes
-from pellucid.graph.biases import biases, bounds
+from pellucid.graph.biases import biases, bounds, origins
 from pellucid.graph.form import OnnxForm, PortForm
 from pellucid.graph.pullback import OnnxPullback, Recorded
 
@@ -227,6 +227,18 @@ class OnnxAdapter(Adapter):
     def _bounds(self) -> dict[str, tuple[float, ...]]:
         found = bounds(self._to_the_outputs)
         return {self._inner(tensor).name: given for tensor, given in found.items()}
+
+    def origins(self) -> dict[str, frozenset[str]]:
+        """From which inputs the graph's tensors follow: see `Adapter.origins`."""
+        return self._origins
+
+    @cached_property
+    def _origins(self) -> dict[str, frozenset[str]]:
+        found, names = origins(self._to_the_outputs), {p.own_name: p.name for p in self.inputs}
+        return {
+            self._inner(tensor).name: frozenset(names[given] for given in inputs)
+            for tensor, inputs in found.items()
+        }
 
     @property
     def _to_the_outputs(self) -> ModelProto:

@@ -27,6 +27,7 @@ from pellucid.adapters.base import (
     numbered,
 )
 from pellucid.adapters.torch.channels_last import Kernels, is_image, with_channels_last
+from pellucid.adapters.torch.code import code_digest, is_plain
 from pellucid.adapters.torch.gates import Gates
 from pellucid.adapters.torch.norms import ScaledNorms
 from pellucid.adapters.torch.observe import (
@@ -176,13 +177,7 @@ class TorchAdapter(Adapter):
 
     @cached_property
     def _code(self) -> str:
-        """Hash what the modules do when they are called, as far as it is in their own class."""
-        digest = hashlib.sha256()
-        for kind in dict.fromkeys(type(module) for module in self.module.modules()):
-            if code := getattr(kind.forward, "__code__", None):
-                constants = [value for value in code.co_consts if _is_plain(value)]
-                digest.update(code.co_code + f"{code.co_names}{constants}".encode())
-        return digest.hexdigest()
+        return code_digest(self.module)
 
     @cached_property
     def names(self) -> dict[str, nn.Module]:
@@ -377,13 +372,7 @@ def _backward(
 
 def _is_setting(name: str, value: Any) -> bool:
     """Whether an attribute of a module is a plain value that its author set."""
-    return not name.startswith("_") and name != "training" and _is_plain(value)
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return all(_is_plain(part) for part in value)
-    return value is None or isinstance(value, bool | int | float | str | bytes)
+    return not name.startswith("_") and name != "training" and is_plain(value)
 
 
 def _is_integer(array: Any) -> bool:

@@ -27,6 +27,7 @@ def occlusion(
     stride: int | Sequence[int] | None = None,
     replacement: Any = "mean",
     edge: str = "align",
+    overlap: str = "mean",
 ) -> Finding:
     """Slide a window over the image, and see how far the score falls when it hides what is there.
 
@@ -37,14 +38,16 @@ def occlusion(
     window : its size in pixels of the network's input, one number or one for each axis; None: an
         eighth of the image.
     stride : steps of the window; None: half the window.
-    replacement : what the window shows: `"mean"` of the image, `"zero"`, `"blur"`, `"noise"`, a
-        colour, or another image.
-    edge : where the steps do not end with the image: `"align"` the last window with its end, or
-        `"cut"` off what stands out.
+    replacement : what the window shows: `"mean"` of the image, `"zero"` or `"half"` in the
+        network's own input, `"blur"`, `"noise"`, a colour, or another image.
+    edge : where the steps do not end with the image: `"align"` the last window with its end,
+        `"cut"` off what stands out, or `"leave"` the rest as it is: it gets zero.
+    overlap : what a pixel gets of the windows that cover it, `"mean"` or `"sum"`.
 
     Raises
     ------
-    MethodError : the image is smaller than the window, or the stride larger than it.
+    MethodError : the image is smaller than the window, the stride larger than it, or an option
+        is unknown.
 
     Source
     ------
@@ -64,12 +67,15 @@ def occlusion(
             f"stride={_shown(step)} is larger than the window {_shown(size)}: parts of the image "
             "would never be hidden."
         )
-    if edge not in ("align", "cut"):
-        raise MethodError(f"edge={edge!r} is unknown: 'align' or 'cut'.")
+    if edge not in ("align", "cut", "leave"):
+        raise MethodError(f"edge={edge!r} is unknown: 'align', 'cut' or 'leave'.")
+    if overlap not in ("mean", "sum"):
+        raise MethodError(f"overlap={overlap!r} is unknown: 'mean' or 'sum'.")
     starts = []
     for length, side, s in zip(spatial, size, step, strict=True):
-        steps = range(0, length - side + s, s)
-        starts.append(sorted({min(k, length - side) if edge == "align" else k for k in steps}))
+        last = length - side
+        steps = range(0, last + (1 if edge == "leave" else s), s)
+        starts.append(sorted({min(k, last) if edge == "align" else k for k in steps}))
     corners = np.array(list(product(*starts)))
     boxes: Boxes = np.stack([corners, np.minimum(corners + size, spatial)], axis=1)
     compose = HiddenBoxes(subject.image, subject.hidden_by(replacement))
@@ -80,8 +86,10 @@ def occlusion(
     for box, fall in zip(boxes, falls, strict=False):
         total[_slices(box)] += fall
         covered[_slices(box)] += 1
+    if overlap == "mean":
+        total /= np.maximum(covered, 1)
     return Finding(
-        attribution=np.asarray(total / np.maximum(covered, 1), np.float32),
+        attribution=np.asarray(total, np.float32),
         facts={"window": list(size), "stride": list(step)},
     )
 

@@ -17,6 +17,8 @@ from pellucid.methods.perturbation.details import Labels
 __all__ = ["REPLACEMENTS", "mean_of_segments", "replacement"]
 
 _BLUR = 0.1  # of the image's extent
+_CONSTANTS = {"zero": 0.0, "half": 0.5}
+REPLACEMENTS = ("mean", "blur", "inpaint", "noise", *_CONSTANTS)
 
 
 def replacement(
@@ -33,8 +35,8 @@ def replacement(
     image : `(C, *spatial)`, as the network takes it.
     how : `"mean"`, of each superpixel, or of the image where there are none; `"blur"`, by a tenth
         of the image's extent; `"inpaint"`, the smoothest surface that continues what surrounds
-        each superpixel; `"noise"`, of the image's own mean and deviation; `"zero"`, in the
-        network's own input; or what `given` takes.
+        each superpixel; `"noise"`, of the image's own mean and deviation; `"zero"` or `"half"`, 0
+        or 0.5 in the network's own input; or what `given` takes.
     segments : `(*spatial)`, or None.
     seed : of the noise.
     given : makes `(C, *spatial)` of a colour or another image.
@@ -53,8 +55,8 @@ def replacement(
     if how == "blur":
         sigma = (0, *(_BLUR * size for size in image.shape[1:]))
         return np.asarray(gaussian_filter(image, sigma), np.float32)
-    if how == "zero":
-        return np.zeros_like(image)
+    if how in _CONSTANTS:
+        return np.full_like(image, _CONSTANTS[how])
     if how == "noise":
         axes = tuple(range(1, image.ndim))
         drawn = np.random.default_rng(seed).standard_normal(image.shape, np.float32)
@@ -101,6 +103,3 @@ def _inpainted(image: Array, segments: Labels) -> Array:
     system = csr_array(minus + diagonal).tocsc()
     solved = splu(system).solve(known.T).T
     return np.asarray(solved.reshape(image.shape), np.float32)
-
-
-REPLACEMENTS = ("mean", "blur", "inpaint", "noise", "zero")
