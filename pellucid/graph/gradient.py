@@ -16,10 +16,10 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from pellucid.errors import InputError, LayerError, UnsupportedError, nearest
+from pellucid.graph.expansions import EXPANSIONS, expand
 from pellucid.graph.prepare import fold, infer, prepare
 from pellucid.graph.propagation import PROPAGATIONS
 from pellucid.graph.rectifiers import Rectifier, find_rectifiers
-from pellucid.graph.recurrent import unroll
 from pellucid.graph.rules import RULES
 from pellucid.graph.split import split
 from pellucid.graph.tape import BACKWARD, Tape, is_float, label
@@ -112,7 +112,9 @@ def differentiate(
                 f"Tensor {name!r} is a parameter or a constant; only activations have gradients."
             )
     between, _ = path(graph, [tensors[n] for n in seeds], [tensors[n] for n in wrt])
-    if unroll(graph, between):
+    if expand(graph, between, EXPANSIONS):
+        infer(clean)
+        fold(clean)
         infer(clean)
         tensors = ir.convenience.create_value_mapping(graph)
     tape = Tape(graph)
@@ -220,7 +222,7 @@ _MOVES |= {"Identity", "QuantizeLinear", "Resize", "Transpose", "Unsqueeze", "Ex
 
 def stands_for_float(node: ir.Node) -> bool:
     """Whether an integer output is a quantised real number."""
-    if node.op_type == "QuantizeLinear":
+    if node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear"):
         return True
     small = {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16}
     return node.op_type in _MOVES and node.outputs[0].dtype in small

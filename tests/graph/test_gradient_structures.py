@@ -91,6 +91,73 @@ def test_constant_branch_is_taken(taken: bool) -> None:
     check_by_torch(model, lambda x: (x.sin() if taken else x.cos()).exp(), {"x": x})
 
 
+def port(name: str, kind: int = 1) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, None)
+
+
+@pytest.mark.parametrize("direction", [0, 1], ids=["forward", "backward"])
+def test_scan_is_unrolled(direction: int) -> None:
+    """State and steps: h -> tanh(w h + x), with a weight from outside the body."""
+    body = helper.make_graph(
+        [
+            N("Mul", ["h", "w"], ["m"]), N("Add", ["m", "part"], ["a"]),
+            N("Tanh", ["a"], ["next"]), N("Mul", ["next", "half"], ["seen"]),
+        ],
+        "body", [port("h"), port("part")], [port("next"), port("seen")],
+        [onnx.numpy_helper.from_array(np.float32(0.5), "half")],
+    )  # fmt: skip
+    nodes = [
+        N("Scan", ["start", "x"], ["last", "all"], body=body, num_scan_inputs=1,
+          scan_input_axes=[1], scan_output_axes=[1], scan_input_directions=[direction],
+          scan_output_directions=[direction]),
+        N("Unsqueeze", ["last", "one"], ["l"]),
+        N("Concat", ["all", "l"], ["y"], axis=1),
+    ]  # fmt: skip
+    inputs = {"start": RNG.normal(size=(2, 3)), "x": RNG.normal(size=(2, 5, 3))}
+    model = network(nodes, inputs, {"w": np.asarray(0.7), "one": np.asarray([1])}, dynamic=(0,))
+
+    def function(h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        seen = []
+        for step in range(5)[:: -1 if direction else 1]:
+            h = torch.tanh(float(np.float32(0.7)) * h + x[:, step])
+            seen.append(h / 2)
+        return torch.stack([*seen[:: -1 if direction else 1], h], 1)
+
+    check_by_torch(model, function, inputs)
+
+
+@pytest.mark.parametrize("carried", [False, True], ids=["true", "carried"])
+def test_loop_of_known_length_is_unrolled(carried: bool) -> None:
+    going = N("Identity", ["going"], ["on"])
+    if not carried:
+        yes = onnx.numpy_helper.from_array(np.asarray(True))
+        going = N("Constant", [], ["on"], value=yes)
+    body = helper.make_graph(
+        [
+            going, N("Cast", ["i"], ["f"], to=1), N("Add", ["h", "f"], ["a"]),
+            N("Sin", ["a"], ["s"]), N("Mul", ["s", "x"], ["next"]), N("Exp", ["s"], ["seen"]),
+        ],
+        "body", [port("i", 7), port("going", 9), port("h")],
+        [port("on", 9), port("next"), port("seen")],
+    )  # fmt: skip
+    nodes = [
+        N("Loop", ["count", "start", "x"], ["last", "all"], body=body),
+        N("Add", ["last", "all"], ["y"]),
+    ]
+    x = RNG.normal(size=(2, 3))
+    constants = {"count": np.asarray(4), "start": np.asarray(True)}
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        h, seen = x, []
+        for step in range(4):
+            s = torch.sin(h + step)
+            h = s * x
+            seen.append(s.exp())
+        return h + torch.stack(seen)
+
+    check_by_torch(network(nodes, {"x": x}, constants), function, {"x": x})
+
+
 def test_operators_without_a_rule_are_spelled_out_by_onnx() -> None:
     nodes = [
         N("AffineGrid", ["x", "size"], ["grid"], align_corners=1),
