@@ -22,7 +22,7 @@ from pellucid.graph.protobuf import with_own_domains
 from pellucid.graph.rules import RULES
 from pellucid.graph.rules.convolution import window
 from pellucid.graph.rules.table import int_attr, ints_attr
-from pellucid.graph.tape import array, dims
+from pellucid.graph.tape import array, dims, rename_constant
 
 __all__ = [
     "OPSET",
@@ -215,7 +215,7 @@ def take_constant_branches(graph: ir.Graph) -> int:
         results = list(branch.outputs)
         for value in list(branch.initializers.values()):
             branch.initializers.pop(value.name or "")
-            value.name = f"{node.name}/{value.name}"
+            rename_constant(value, f"{node.name}/{value.name}")
             graph.register_initializer(value)
         inner = list(branch)
         branch.outputs.clear()

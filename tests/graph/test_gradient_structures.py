@@ -11,6 +11,8 @@ import torch
 from onnx import helper
 from torch import nn
 
+from pellucid.errors import UnsupportedError
+from pellucid.graph.gradient import differentiate
 from tests.graph.oracle import check_by_torch, network, pulled_back
 
 N = helper.make_node
@@ -156,6 +158,74 @@ def test_loop_of_known_length_is_unrolled(carried: bool) -> None:
         return h + torch.stack(seen)
 
     check_by_torch(network(nodes, {"x": x}, constants), function, {"x": x})
+
+
+def branching() -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+    """Two branches over what is computed before them, chosen by the sign of a sum."""
+    half = onnx.numpy_helper.from_array(np.float32(0.5), "half")
+    positive = helper.make_graph(
+        [N("Relu", ["h"], ["r"]), N("MatMul", ["r", "w"], ["m"]), N("Add", ["m", "x"], ["o"])],
+        "positive", [], [port("o")],
+    )  # fmt: skip
+    negative = helper.make_graph(
+        [N("Sin", ["h"], ["s"]), N("Mul", ["s", "half"], ["p"])],
+        "negative",
+        [],
+        [port("p")],
+        [half],
+    )
+    nodes = [
+        N("Sub", ["x", "one"], ["h"]), N("ReduceSum", ["x"], ["t"], keepdims=0),
+        N("Greater", ["t", "zero"], ["c"]),
+        N("If", ["c"], ["z"], name="if", then_branch=positive, else_branch=negative),
+        N("Tanh", ["z"], ["y"]),
+    ]  # fmt: skip
+    constants = {"w": RNG.normal(size=(4, 4)), "one": np.asarray(1.0), "zero": np.asarray(0.0)}
+    return nodes, constants
+
+
+@pytest.mark.parametrize("positive", [True, False])
+@pytest.mark.parametrize("dynamic", [(), (0,)], ids=["static", "dynamic"])
+def test_branch_that_is_taken_at_run_time(positive: bool, dynamic: tuple) -> None:
+    nodes, constants = branching()
+    x = np.abs(RNG.normal(size=(3, 4))) * (1 if positive else -1)
+    model = network(nodes, {"x": x}, constants, dynamic=dynamic)
+    before = model.SerializeToString()
+    w = torch.tensor(constants["w"].astype(np.float32).astype(np.float64))
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        h = x - 1
+        return (h.relu() @ w + x if x.sum() > 0 else h.sin() / 2).tanh()
+
+    check_by_torch(model, function, {"x": x})
+    assert model.SerializeToString() == before  # also the names in its branches
+
+
+def test_rectifier_in_a_branch_is_guided() -> None:
+    nodes, constants = branching()
+    x = np.abs(RNG.normal(size=(3, 4)))
+    inside = [N("Relu", ["h"], ["r"]), N("MatMul", ["r", "w"], ["m"]), N("Add", ["m", "x"], ["z"])]
+    plain = [nodes[0], *inside, nodes[-1]]
+    g = {"y": RNG.normal(size=(3, 4))}
+    found = [
+        pulled_back(network(n, {"x": x}, constants), {"x": x}, g, ["x"], relu=relu)["x"]
+        for n, relu in ((nodes, "guided"), (plain, "guided"), (plain, "exact"))
+    ]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-6)
+    assert np.abs(found[0] - found[2]).max() > 0.01
+
+
+def test_branch_with_an_operator_without_a_rule_is_named() -> None:
+    odd = helper.make_graph([N("Unique", ["x"], ["u"])], "odd", [], [port("u")])
+    even = helper.make_graph([N("Flatten", ["x"], ["f"])], "even", [], [port("f")])
+    nodes = [
+        N("ReduceSum", ["x"], ["t"], keepdims=0), N("Greater", ["t", "zero"], ["c"]),
+        N("If", ["c"], ["z"], name="fork", then_branch=odd, else_branch=even),
+        N("Exp", ["z"], ["y"], name="behind"),
+    ]  # fmt: skip
+    model = network(nodes, {"x": RNG.normal(size=(2, 3))}, {"zero": np.asarray(0.0)})
+    with pytest.raises(UnsupportedError, match=r"If \(node 'fork'.*Nor have Unique.*'behind'"):
+        differentiate(model, ["y"], ["x"])
 
 
 def test_operators_without_a_rule_are_spelled_out_by_onnx() -> None:

@@ -75,9 +75,13 @@ def expand(graph: ir.Graph, nodes: Iterable[ir.Node], table: Table) -> int:
             own.type, own.shape = own.type or old.type, old.shape
             old.replace_all_uses_with(own, replace_graph_outputs=True)
             old.name, own.name = f"{old.name}/whole", old.name
-        fresh = t.nodes[before:]
-        for new_node in fresh:
-            new_node.metadata_props.update(node.metadata_props)
+        fresh, own_name = t.nodes[before:], (node.outputs[0].name or "").removesuffix("/whole")
+        for each in fresh:
+            each.metadata_props.update(node.metadata_props)
+            if each.outputs[0].name == own_name:
+                each.name = node.name  # what gives the node's first output goes by its name
+            else:
+                each.meta["inside"] = True
         graph.insert_before(node, fresh)
         graph.remove(node, safe=True)
         count += 1
