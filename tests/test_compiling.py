@@ -512,13 +512,27 @@ def test_what_cannot_be_compiled_is_said():
         pellucid.compile(model, space="softmax")
 
 
-def test_an_operator_that_is_not_standard_is_named():
+def contrib(operator):
+    """A network whose last but one node is an operator of onnxruntime's own."""
     model = network()
-    model.graph.node[-2].op_type, model.graph.node[-2].domain = "QuickGelu", "com.microsoft"
+    model.graph.node[-2].op_type, model.graph.node[-2].domain = operator, "com.microsoft"
     model.graph.node[-2].ClearField("attribute")
     model.opset_import.add(domain="com.microsoft", version=1)
-    with pytest.raises(UnsupportedError, match=r"com\.microsoft\.QuickGelu"):
-        pellucid.compile(model)
+    return model
+
+
+def test_an_operator_that_is_not_standard_is_named():
+    with pytest.raises(UnsupportedError, match=r"com\.microsoft\.Inverse"):
+        pellucid.compile(contrib("Inverse"))
+
+
+def test_an_operator_that_a_tool_fused_becomes_standard():
+    x = batch(2)
+    compiled = pellucid.compile(contrib("QuickGelu"), "saliency")
+    assert {node.domain for node in compiled.model.graph.node} == {""}
+    expected = pellucid.explain(pellucid.load(contrib("QuickGelu")), x, method="saliency")
+    for one, other in zip(expected, compiled(x), strict=True):
+        np.testing.assert_allclose(other.attribution, one.attribution, rtol=1e-4, atol=1e-6)
 
 
 def test_a_file_that_is_no_explainer_is_refused(tmp_path):

@@ -8,7 +8,7 @@ onnxruntime executes it, and it can be saved and run where no Python framework i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -16,13 +16,14 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from pellucid.errors import InputError, LayerError, UnsupportedError, nearest
+from pellucid.graph.expansions import EXPANSIONS, expand
 from pellucid.graph.prepare import fold, infer, prepare
 from pellucid.graph.propagation import PROPAGATIONS
 from pellucid.graph.rectifiers import Rectifier, find_rectifiers
-from pellucid.graph.recurrent import unroll
 from pellucid.graph.rules import RULES
+from pellucid.graph.rules.rectifier import operand
 from pellucid.graph.split import split
-from pellucid.graph.tape import BACKWARD, Tape, is_float, label
+from pellucid.graph.tape import BACKWARD, Tape, is_float, label, operands, rename_constant
 
 __all__ = ["Gradient", "differentiate"]
 
@@ -112,7 +113,9 @@ def differentiate(
                 f"Tensor {name!r} is a parameter or a constant; only activations have gradients."
             )
     between, _ = path(graph, [tensors[n] for n in seeds], [tensors[n] for n in wrt])
-    if unroll(graph, between):
+    if expand(graph, between, EXPANSIONS):
+        infer(clean)
+        fold(clean)
         infer(clean)
         tensors = ir.convenience.create_value_mapping(graph)
     tape = Tape(graph)
@@ -148,7 +151,7 @@ def walk(
     """Accumulate cotangents from the seeded values back to the wanted ones."""
     wanted = list(wrt)
     nodes, tape.wanted = path(graph, list(seeds), wanted)
-    refuse_unknown(nodes)
+    refuse_unknown(nodes, tape.wanted)
     spans = find_rectifiers(nodes, graph) if relu != "exact" else {}
     propagation = PROPAGATIONS.get(relu)
     rules = RULES if propagation is None else propagation.rules
@@ -180,9 +183,56 @@ def walk(
             if relu == "deconv" and span.source in tape.wanted:
                 send(span.source, gs[0])
                 continue
+        if node.op_type == "If":
+            for outside, carried in through_branches(tape, node, gs, relu).items():
+                send(outside, carried)
+            continue
         for value, g in zip(node.inputs, rules[node.op_type](tape, node, *gs), strict=False):
             send(value, g)
     return {value: g for value in wanted if (g := cotangent(value)) is not None}
+
+
+def through_branches(
+    tape: Tape, node: ir.Node, gs: Sequence[ir.Value | None], relu: Rectifier
+) -> dict[ir.Value, ir.Value]:
+    """Carry cotangents back through whichever branch of an If is taken, by an If over both.
+
+    What a branch computed is not to be had outside of it, so it is computed again inside.
+    """
+    wanted = [value for value in operands(node) if value in tape.wanted]
+    prefix = f"{BACKWARD}{node.name}/"
+    branches = {}
+    for name in ("then_branch", "else_branch"):
+        branch = node.attributes[name].as_graph().clone(allow_outer_scope_values=True)
+        for inner in branch:
+            inner.name = f"{prefix}{name}/{inner.name}"
+            for value in inner.outputs:
+                value.name = f"{prefix}{name}/{value.name}" if value.name else value.name
+        for value in list(branch.initializers.values()):
+            del branch.initializers[value.name or ""]
+            rename_constant(value, f"{prefix}{name}/{value.name}")
+            branch.register_initializer(value)
+        t = Tape(branch, prefix=f"{prefix}{name}/{BACKWARD}")
+        seeds: dict[ir.Value, list[ir.Value]] = {}
+        for value, g in zip(branch.outputs, gs, strict=True):
+            if g is not None:
+                seeds.setdefault(value, []).append(g)
+        found = walk(t, branch, {v: t.add(terms) for v, terms in seeds.items()}, wanted, relu)
+        results = []
+        for value in wanted:
+            t.dtype = _real(value.dtype)
+            given = found.get(value)
+            result = t.zeros(value) if given is None else t.op("Identity", [given])
+            result.type, result.shape = ir.TensorType(t.dtype), value.shape
+            results.append(result)
+        branch.extend(t.nodes)
+        for constant in t.initializers:
+            branch.register_initializer(constant)
+        branch.outputs.clear()
+        branch.outputs.extend(results)
+        branches[name] = branch
+    outputs = tape.write_many("If", len(wanted), operand(node), **branches)
+    return dict(zip(wanted, outputs, strict=True))
 
 
 def path(
@@ -191,27 +241,21 @@ def path(
     """Nodes between the wanted and the seeded values, and the values that depend on the former."""
     reached, below = set(wrt), []
     for node in graph:
-        if any(value in reached for value in operands(node)):
+        if any(value in reached for value in _moving(node)):
             reached.update(v for v in node.outputs if is_float(v) or stands_for_float(node))
             below.append(node)
     reaching = set(seeds)
     between = []
     for node in reversed(below):
         if any(value in reaching and value in reached for value in node.outputs):
-            reaching.update(operands(node))
+            reaching.update(_moving(node))
             between.append(node)
     return between[::-1], reached
 
 
-def operands(node: ir.Node) -> set[ir.Value]:
-    """Inputs of a node, those that its branches and bodies take from outside included."""
-    own = node.inputs[:1] if node.op_type == "CastLike" else node.inputs
-    values = {value for value in own if value is not None}
-    for attribute in node.attributes.values():
-        if isinstance(attribute.value, ir.Graph):
-            for inner in attribute.value.all_nodes():
-                values.update(value for value in inner.inputs if value is not None)
-    return values
+def _moving(node: ir.Node) -> list[ir.Value]:
+    """What the output changes with: CastLike takes but the type of its second operand."""
+    return [operand(node)] if node.op_type == "CastLike" else operands(node)
 
 
 _MOVES = {"Concat", "Flatten", "Gather", "MaxPool", "Pad", "Reshape", "Slice", "Split", "Squeeze"}
@@ -220,30 +264,61 @@ _MOVES |= {"Identity", "QuantizeLinear", "Resize", "Transpose", "Unsqueeze", "Ex
 
 def stands_for_float(node: ir.Node) -> bool:
     """Whether an integer output is a quantised real number."""
-    if node.op_type == "QuantizeLinear":
+    if node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear"):
         return True
     small = {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16}
     return node.op_type in _MOVES and node.outputs[0].dtype in small
 
 
-def refuse_unknown(nodes: Sequence[ir.Node]) -> None:
+def refuse_unknown(nodes: Sequence[ir.Node], reached: set[ir.Value]) -> None:
     """Raise for the operator without a rule that is nearest to the seeds."""
-    unknown = [n for n in nodes if n.domain not in ("", "ai.onnx") or n.op_type not in RULES]
+    unknown = {node: found for node in nodes if (found := _unknown(node, reached))}
     if not unknown:
         return
-    last = unknown[-1]
-    below = {value for node in unknown for value in node.outputs}
-    behind = nodes[nodes.index(last) + 1 :]
-    above = [n for n in behind if any(v in below for v in operands(n))] or behind
-    others = sorted({n.op_type for n in unknown} - {last.op_type})
+    last = list(unknown)[-1]
+    others = sorted({operator for found in unknown.values() for operator in found} - {last.op_type})
     also = f" Nor have {', '.join(others)}." if others else ""
-    advice = (
+    below = {value for node in unknown for value in node.outputs}
+    raise UnsupportedError(
+        f"{label(last)} has no derivative here.{also}{_advice(last)} {_instead(nodes, last, below)}"
+    )
+
+
+def _unknown(node: ir.Node, reached: set[ir.Value]) -> set[str]:
+    """Operators without a rule in a node: its own, or those in its branches."""
+    if node.domain in ("", "ai.onnx") and node.op_type in RULES:
+        return set()
+    if node.op_type != "If":
+        return {node.op_type}
+    outside = [value for value in operands(node) if value in reached]
+    found: set[str] = set()
+    for attribute in node.attributes.values():
+        branch = attribute.as_graph()
+        inner, within = path(branch, list(branch.outputs), outside)
+        found = found.union(*(_unknown(each, within) for each in inner))
+    return found
+
+
+def _advice(node: ir.Node) -> str:
+    if node.domain != "com.microsoft.nchwc":
+        return ""
+    return (
+        " The file was optimised for one kind of processor: explain the file that it was made "
+        "from, or save it again with onnxruntime's level ORT_ENABLE_EXTENDED."
+    )
+
+
+def _instead(nodes: Sequence[ir.Node], node: ir.Node, below: Collection[ir.Value]) -> str:
+    """Name the layer nearest to a node that can be explained."""
+    behind = [n for n in nodes[nodes.index(node) + 1 :] if not n.meta.get("inside")]
+    above = [n for n in behind if any(v in below for v in operands(n))] or behind
+    if not above:
+        tensor = node.outputs[0].name
+        return f"Explain the layer's own output, tensor {tensor!r}, or a later one."
+    return (
         f"The nearest layer that can be explained is {above[0].name or '?'!r} "
         f"(tensor {above[0].outputs[0].name!r}), or any after it."
-        if above
-        else f"Explain the layer's own output, tensor {last.outputs[0].name!r}, or a later one."
     )
-    raise UnsupportedError(f"{label(last)} has no derivative here.{also} {advice}")
 
 
 def _seed(value: ir.Value) -> ir.Value:

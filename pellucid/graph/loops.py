@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import LayerError, UnsupportedError
 from pellucid.graph.gradient import path
-from pellucid.graph.tape import Tape, label
+from pellucid.graph.tape import Tape, label, rename_constant
 
 __all__ = ["average_over_points", "score_near"]
 
@@ -49,7 +49,7 @@ def average_over_points(
         if same is not None and _equal(same, value):
             value.replace_all_uses_with(same)
         else:
-            value.name = f"{STEP}{name}"
+            rename_constant(value, f"{STEP}{name}")
             body.register_initializer(value)
     inputs = {value.name or "": value for value in body.inputs}
     for node in body:

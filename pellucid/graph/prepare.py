@@ -17,10 +17,12 @@ from onnx import inliner, shape_inference, version_converter
 from onnx_ir.passes import common as passes
 
 from pellucid.errors import UnsupportedError, first_line
+from pellucid.graph.expansions import FUSED, expand
+from pellucid.graph.protobuf import with_own_domains
 from pellucid.graph.rules import RULES
 from pellucid.graph.rules.convolution import window
 from pellucid.graph.rules.table import int_attr, ints_attr
-from pellucid.graph.tape import array, dims
+from pellucid.graph.tape import array, dims, rename_constant
 
 __all__ = [
     "OPSET",
@@ -40,8 +42,8 @@ _RANDOM |= {"RandomUniformLike"}
 
 def prepare(model: ir.Model | onnx.ModelProto) -> ir.Model:
     """Return a copy of a model in the form that the rules know."""
-    proto = model if isinstance(model, onnx.ModelProto) else ir.to_proto(model)
-    version = {o.domain: o.version for o in proto.opset_import}.get("", OPSET)
+    proto = with_own_domains(model if isinstance(model, onnx.ModelProto) else ir.to_proto(model))
+    version = _version(proto)
     if version < OPSET:
         try:
             proto = version_converter.convert_version(proto, OPSET)
@@ -59,6 +61,9 @@ def prepare(model: ir.Model | onnx.ModelProto) -> ir.Model:
     clean = ir.from_proto(proto)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(clean)
     passes.RemoveInitializersFromInputsPass()(clean)
+    if any((node.domain, node.op_type) in FUSED for node in clean.graph):
+        infer(clean)
+        expand(clean.graph, list(clean.graph), FUSED)
     while drop_idle_ceiling(clean):
         pass
     for _ in range(4):
@@ -92,6 +97,9 @@ def _with_functions_inlined(
     proto: onnx.ModelProto, spelled: list[tuple[str, str]]
 ) -> onnx.ModelProto:
     typed = shape_inference.infer_shapes(proto)
+    for node in typed.graph.node:
+        if (node.domain, node.op_type) in spelled:
+            _write_defaults(node, typed)
     for tensor in typed.graph.initializer:  # the inliner asks for their types too
         typed.graph.value_info.append(
             onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
@@ -111,10 +119,24 @@ def _with_functions_inlined(
     return found
 
 
+def _write_defaults(node: onnx.NodeProto, proto: onnx.ModelProto) -> None:
+    """Give a node the attributes that it leaves at their defaults: the inliner asks for them."""
+    schema = onnx.defs.get_schema(node.op_type, _version(proto))
+    written = {attribute.name for attribute in node.attribute}
+    for name, attribute in schema.attributes.items():
+        if name not in written and attribute.default_value.name:
+            node.attribute.append(attribute.default_value)
+
+
+def _version(proto: onnx.ModelProto) -> int:
+    """The version of the standard operators that a model uses."""
+    found = (int(o.version) for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+    return next(found, OPSET)
+
+
 def _spelled_out(proto: onnx.ModelProto) -> list[tuple[str, str]]:
     """Operators without a rule that ONNX itself defines by others."""
-    found = set()
-    version = {o.domain: o.version for o in proto.opset_import}.get("", OPSET)
+    found, version = set(), _version(proto)
     for node in proto.graph.node:
         if node.domain or node.op_type in RULES:
             continue
@@ -194,7 +216,7 @@ def take_constant_branches(graph: ir.Graph) -> int:
         results = list(branch.outputs)
         for value in list(branch.initializers.values()):
             branch.initializers.pop(value.name or "")
-            value.name = f"{node.name}/{value.name}"
+            rename_constant(value, f"{node.name}/{value.name}")
             graph.register_initializer(value)
         inner = list(branch)
         branch.outputs.clear()

@@ -12,6 +12,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 __all__ = [
+    "CONTRIB",
     "Shape",
     "constants",
     "cut",
@@ -20,10 +21,15 @@ __all__ = [
     "real_inputs",
     "shapes",
     "skeleton_of",
+    "with_own_domains",
 ]
 
 Shape = tuple[int | None, ...]
 
+CONTRIB = "com.microsoft"  # the domain of onnxruntime's own operators
+
+# What onnxruntime also writes among the standard operators, and the opset that brought it.
+_UNREGISTERED = {"LayerNormalization": 17, "SimplifiedLayerNormalization": 1 << 30}
 _LARGE = 1024  # elements; larger initializers tell shape inference nothing but their shape
 
 
@@ -175,3 +181,25 @@ def shapes(model: ModelProto) -> dict[str, Shape]:
         if shape is not None:
             known[value.name] = shape
     return known
+
+
+def with_own_domains(model: ModelProto) -> ModelProto:
+    """Return a model whose standard operators are all standard ones.
+
+    onnxruntime's optimisers write a few of its own among them, which onnx refuses.
+    """
+    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+    def unknown(node: NodeProto) -> bool:
+        return not node.domain and version < _UNREGISTERED.get(node.op_type, 0)
+
+    if not any(unknown(node) for node in model.graph.node):
+        return model
+    named = ModelProto()
+    named.CopyFrom(model)
+    for node in named.graph.node:
+        if unknown(node):
+            node.domain = CONTRIB
+    if CONTRIB not in {opset.domain for opset in named.opset_import}:
+        named.opset_import.add(domain=CONTRIB, version=1)
+    return named

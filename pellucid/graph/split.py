@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from pellucid.graph.tape import BACKWARD
+from pellucid.graph.tape import BACKWARD, operands
 
 __all__ = ["split"]
 
@@ -47,8 +47,27 @@ def split(
     backward.graph.inputs.clear()
     backward.graph.inputs.extend(given)
     for half in (forward, backward):
-        passes.RemoveUnusedNodesPass()(half)
+        _prune(half)
     return forward, backward
+
+
+def _prune(model: ir.Model) -> None:
+    """Remove what nothing reads any more; the branches of a removed node would still count."""
+    bodied = [node for node in model.graph if _bodies(node)]
+    removed: list[ir.Node] | None = None
+    while removed is None or removed:
+        passes.RemoveUnusedNodesPass()(model)
+        removed = [node for node in bodied if node.graph is None]
+        bodied = [node for node in bodied if node.graph is not None]
+        for inner in (
+            inner for node in removed for body in _bodies(node) for inner in body.all_nodes()
+        ):
+            for index in range(len(inner.inputs)):
+                inner.replace_input_with(index, None)
+
+
+def _bodies(node: ir.Node) -> list[ir.Graph]:
+    return [a.value for a in node.attributes.values() if isinstance(a.value, ir.Graph)]
 
 
 def residuals(graph: ir.Graph) -> list[ir.Value]:
@@ -57,10 +76,9 @@ def residuals(graph: ir.Graph) -> list[ir.Value]:
     early_shapes: set[ir.Value] = set()
     needed: dict[ir.Value, None] = {}
     for node in graph:
-        inputs = [value for value in node.inputs if value is not None]
         if not (node.name or "").startswith(BACKWARD):
             continue
-        computed = [v for v in inputs if v.const_value is None]
+        computed = [v for v in operands(node) if v.const_value is None]
         small = node.op_type == "Shape" and not late.intersection(computed)
         counts = node.op_type in COUNTS and computed and all(v in early_shapes for v in computed)
         if small or counts:
@@ -70,7 +88,7 @@ def residuals(graph: ir.Graph) -> list[ir.Value]:
     for node in graph:
         if not late.intersection(node.outputs):
             continue
-        for value in node.inputs:
-            if value is not None and value.const_value is None and value not in late:
+        for value in operands(node):
+            if value.const_value is None and value not in late:
                 needed[value] = None
     return list(needed)

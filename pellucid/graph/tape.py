@@ -19,7 +19,19 @@ from numpy.typing import NDArray
 
 from pellucid.errors import UnsupportedError
 
-__all__ = ["BACKWARD", "Dim", "Tape", "array", "axes_of", "dims", "is_float", "label", "layer_of"]
+__all__ = [
+    "BACKWARD",
+    "Dim",
+    "Tape",
+    "array",
+    "axes_of",
+    "dims",
+    "is_float",
+    "label",
+    "layer_of",
+    "operands",
+    "rename_constant",
+]
 
 Dim: TypeAlias = int | str | None
 Operand: TypeAlias = "ir.Value | float | Sequence[int] | NDArray[Any] | None"
@@ -41,9 +53,31 @@ def array(value: ir.Value | None) -> NDArray[Any] | None:
     return np.asarray(value.const_value.numpy())
 
 
+def rename_constant(value: ir.Value, name: str) -> None:
+    """Name an initializer anew; its tensor may be part of the caller's file, so it gets its own."""
+    contents = array(value)
+    value.const_value = None
+    value.name = name
+    if contents is not None:
+        value.const_value = ir.tensor(contents, name=name)
+
+
 def is_float(value: ir.Value) -> bool:
     """Whether a value holds real numbers; unknown types count as such."""
     return value.dtype is None or value.dtype.is_floating_point()
+
+
+def operands(node: ir.Node) -> list[ir.Value]:
+    """Inputs of a node, those that its branches and bodies take from outside included."""
+    found = [value for value in node.inputs if value is not None]
+    for attribute in node.attributes.values():
+        if isinstance(attribute.value, ir.Graph):
+            body = attribute.value
+            inner = [value for each in body for value in operands(each)]
+            own = {value for each in body for value in each.outputs}
+            own.update(body.inputs, body.initializers.values())
+            found += [value for value in (*inner, *body.outputs) if value not in own]
+    return list(dict.fromkeys(found))
 
 
 def layer_of(node: ir.Node) -> str:

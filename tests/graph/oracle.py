@@ -145,6 +145,19 @@ def check_by_torch(
         close(found[name], want.numpy(), TOLERANCE)
 
 
+def check_as_run(
+    model: onnx.ModelProto,
+    function: Callable[..., torch.Tensor],
+    inputs: Mapping[str, np.ndarray],
+    **options: Any,
+) -> None:
+    """Also compare the value that onnxruntime computes: it tells that the function is its own."""
+    (y,) = session(model).run(["y"], {n: single(a) for n, a in inputs.items()})
+    exact = (torch.tensor(single(a).astype(np.float64)) for a in inputs.values())
+    close(y, function(*exact).detach().numpy(), TOLERANCE)
+    check_by_torch(model, function, inputs, **options)
+
+
 def close(found: np.ndarray, want: np.ndarray, tolerance: float) -> None:
     """Relative to the largest element."""
     assert found.shape == want.shape
@@ -155,6 +168,7 @@ def close(found: np.ndarray, want: np.ndarray, tolerance: float) -> None:
 
 __all__ = [
     "TensorProto",
+    "check_as_run",
     "check_by_differences",
     "check_by_torch",
     "close",

@@ -351,6 +351,25 @@ def test_l1_and_moment_normalization() -> None:
     check(node, standard, normal(2, 3, 4, 5))
 
 
+@pytest.mark.parametrize("p", [1, 2, 3])
+def test_global_lp_pooling(p: int) -> None:
+    node = helper.make_node("GlobalLpPool", ["x"], ["y"], p=p)
+    check(node, lambda x: x.norm(p=p, dim=(2, 3), keepdim=True), normal(2, 3, 4, 5))
+
+
+def test_scattered_extrema_share_ties() -> None:
+    x = RNG.integers(0, 2, (3, 4)).astype(np.float64)
+    updates = RNG.integers(0, 2, (5, 4)).astype(np.float64)
+    index = RNG.integers(0, 3, (5, 4))
+    node = helper.make_node("ScatterElements", ["x", "i", "u"], ["y"], reduction="max")
+    model = network([node], {"x": x, "u": updates}, {"i": index})
+
+    def function(x: torch.Tensor, updates: torch.Tensor) -> torch.Tensor:
+        return x.scatter_reduce(0, torch.tensor(index), updates, "amax")
+
+    check_by_torch(model, function, {"x": x, "u": updates})
+
+
 def test_pad_that_cuts() -> None:
     node = helper.make_node("Pad", ["x", "pads", "", "axes"], ["y"])
     constants = {"pads": ints(-1, 2, 1, -2), "axes": ints(1, 2)}

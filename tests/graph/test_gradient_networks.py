@@ -317,13 +317,13 @@ def test_operator_without_a_rule_names_itself_and_the_nearest_layer() -> None:
     helper = onnx.helper
     nodes = [
         helper.make_node("Relu", ["x"], ["a"], name="first"),
-        helper.make_node("Det", ["a"], ["b"], name="second"),
+        helper.make_node("Unique", ["a"], ["b"], name="second"),
         helper.make_node("Exp", ["b"], ["y"], name="third"),
     ]
     ports = [helper.make_tensor_value_info(n, 1, s) for n, s in (("x", (2, 3, 3)), ("y", (2,)))]
     graph = helper.make_graph(nodes, "g", ports[:1], ports[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    with pytest.raises(UnsupportedError, match=r"Det \(node 'second'.*nearest layer.*'third'"):
+    with pytest.raises(UnsupportedError, match=r"Unique \(node 'second'.*nearest layer.*'third'"):
         differentiate(model, ["y"], ["x"])
     assert differentiate(model, ["y"], ["b"]).wrt == ("b",)
 

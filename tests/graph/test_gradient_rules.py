@@ -305,26 +305,6 @@ def test_lp_pooling(p: int, pads: list) -> None:
     check_by_differences([node], {"x": normal(2, 3, 7, 6)})
 
 
-@pytest.mark.parametrize("mode", ["linear", "nearest", "cubic"])
-@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
-def test_grid_sampling(mode: str, padding: str) -> None:
-    if (mode, padding) == ("cubic", "border"):
-        pytest.skip("onnxruntime and the reference evaluator disagree on the values themselves")
-    grid = np.random.default_rng(3).uniform(-1.2, 1.2, (2, 3, 4, 2)).astype(np.float32)
-    node = helper.make_node("GridSample", ["x", "grid"], ["y"], mode=mode, padding_mode=padding)
-    x = normal(2, 3, 5, 6)
-    check_by_differences([node], {"x": x}, {"grid": grid}, opset=20)
-
-
-def test_regions_of_interest() -> None:
-    rois = np.asarray([[0, 0, 7, 7], [2, 1, 6, 9], [4, 4, 9, 8]], np.float32)
-    node = helper.make_node(
-        "RoiAlign", ["x", "rois", "images"], ["y"], output_height=2, output_width=3,
-        sampling_ratio=2, spatial_scale=0.8,
-    )  # fmt: skip
-    check_by_differences([node], {"x": normal(2, 3, 8, 9)}, {"rois": rois, "images": ints(1, 0, 1)})
-
-
 @pytest.mark.parametrize("axis", [None, 1])
 def test_compress(axis: int | None) -> None:
     chosen = np.asarray([True, False, True])
@@ -339,3 +319,38 @@ def test_max_unpooling() -> None:
         helper.make_node("MaxUnpool", ["s", "i"], ["y"], kernel_shape=[2, 2], strides=[2, 2]),
     ]
     check_by_differences(nodes, {"x": normal(2, 3, 6, 8)})
+
+
+def test_indexed_access_batch_by_batch() -> None:
+    node = helper.make_node("GatherND", ["x", "i"], ["y"], batch_dims=1)
+    indices = ints(0, 2, 1, 1).reshape(2, 2, 1)
+    check_by_differences([node], {"x": normal(2, 3, 4)}, {"i": indices}, dynamic=(0,))
+
+
+@pytest.mark.parametrize("op", ["ScatterElements", "ScatterND"])
+@pytest.mark.parametrize("reduction", ["mul", "max", "min"])
+def test_scatter_that_reduces(op: str, reduction: str) -> None:
+    x, updates = normal(3, 5), normal(4, 5)
+    x[0, 0] = x[1, 3] = updates[1, 1] = updates[3, 3] = 0
+    indices = ints(0, 2, 0, 1).reshape(4, 1)
+    if op == "ScatterElements":
+        indices = np.random.default_rng(2).integers(0, 3, (4, 5))
+    node = helper.make_node(op, ["x", "i", "u"], ["y"], reduction=reduction)
+    check_by_differences([node], {"x": x, "u": updates}, {"i": indices})
+
+
+@pytest.mark.parametrize("exclusive", [0, 1])
+@pytest.mark.parametrize("reverse", [0, 1])
+@pytest.mark.parametrize("dynamic", [(), (0,)], ids=["static", "dynamic"])
+def test_cumulative_product_through_zeros(exclusive: int, reverse: int, dynamic: tuple) -> None:
+    x = normal(2, 4, 3)
+    x[0, 1, 0] = x[1, 0, 1] = x[1, 2, 1] = 0
+    node = helper.make_node("CumProd", ["x", "a"], ["y"], exclusive=exclusive, reverse=reverse)
+    check_by_differences([node], {"x": x}, {"a": np.asarray(1)}, dynamic=dynamic, opset=26)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_determinant(size: int) -> None:
+    node, x = helper.make_node("Det", ["x"], ["y"]), normal(2, 3, size, size)
+    x[0, 0, -1] = x[0, 0, 0]  # a singular one
+    check_by_differences([node], {"x": x}, dynamic=(0,))

@@ -11,6 +11,8 @@ import torch
 from onnx import helper
 from torch import nn
 
+from pellucid.errors import UnsupportedError
+from pellucid.graph.gradient import differentiate
 from tests.graph.oracle import check_by_torch, network, pulled_back
 
 N = helper.make_node
@@ -89,6 +91,141 @@ def test_constant_branch_is_taken(taken: bool) -> None:
     x = RNG.normal(size=(2, 3))
     model = network(nodes, {"x": x}, {"c": np.asarray(taken)})
     check_by_torch(model, lambda x: (x.sin() if taken else x.cos()).exp(), {"x": x})
+
+
+def port(name: str, kind: int = 1) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, None)
+
+
+@pytest.mark.parametrize("direction", [0, 1], ids=["forward", "backward"])
+def test_scan_is_unrolled(direction: int) -> None:
+    """State and steps: h -> tanh(w h + x), with a weight from outside the body."""
+    body = helper.make_graph(
+        [
+            N("Mul", ["h", "w"], ["m"]), N("Add", ["m", "part"], ["a"]),
+            N("Tanh", ["a"], ["next"]), N("Mul", ["next", "half"], ["seen"]),
+        ],
+        "body", [port("h"), port("part")], [port("next"), port("seen")],
+        [onnx.numpy_helper.from_array(np.float32(0.5), "half")],
+    )  # fmt: skip
+    nodes = [
+        N("Scan", ["start", "x"], ["last", "all"], body=body, num_scan_inputs=1,
+          scan_input_axes=[1], scan_output_axes=[1], scan_input_directions=[direction],
+          scan_output_directions=[direction]),
+        N("Unsqueeze", ["last", "one"], ["l"]),
+        N("Concat", ["all", "l"], ["y"], axis=1),
+    ]  # fmt: skip
+    inputs = {"start": RNG.normal(size=(2, 3)), "x": RNG.normal(size=(2, 5, 3))}
+    model = network(nodes, inputs, {"w": np.asarray(0.7), "one": np.asarray([1])}, dynamic=(0,))
+
+    def function(h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        seen = []
+        for step in range(5)[:: -1 if direction else 1]:
+            h = torch.tanh(float(np.float32(0.7)) * h + x[:, step])
+            seen.append(h / 2)
+        return torch.stack([*seen[:: -1 if direction else 1], h], 1)
+
+    check_by_torch(model, function, inputs)
+
+
+@pytest.mark.parametrize("carried", [False, True], ids=["true", "carried"])
+def test_loop_of_known_length_is_unrolled(carried: bool) -> None:
+    going = N("Identity", ["going"], ["on"])
+    if not carried:
+        yes = onnx.numpy_helper.from_array(np.asarray(True))
+        going = N("Constant", [], ["on"], value=yes)
+    body = helper.make_graph(
+        [
+            going, N("Cast", ["i"], ["f"], to=1), N("Add", ["h", "f"], ["a"]),
+            N("Sin", ["a"], ["s"]), N("Mul", ["s", "x"], ["next"]), N("Exp", ["s"], ["seen"]),
+        ],
+        "body", [port("i", 7), port("going", 9), port("h")],
+        [port("on", 9), port("next"), port("seen")],
+    )  # fmt: skip
+    nodes = [
+        N("Loop", ["count", "start", "x"], ["last", "all"], body=body),
+        N("Add", ["last", "all"], ["y"]),
+    ]
+    x = RNG.normal(size=(2, 3))
+    constants = {"count": np.asarray(4), "start": np.asarray(True)}
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        h, seen = x, []
+        for step in range(4):
+            s = torch.sin(h + step)
+            h = s * x
+            seen.append(s.exp())
+        return h + torch.stack(seen)
+
+    check_by_torch(network(nodes, {"x": x}, constants), function, {"x": x})
+
+
+def branching() -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+    """Two branches over what is computed before them, chosen by the sign of a sum."""
+    half = onnx.numpy_helper.from_array(np.float32(0.5), "half")
+    positive = helper.make_graph(
+        [N("Relu", ["h"], ["r"]), N("MatMul", ["r", "w"], ["m"]), N("Add", ["m", "x"], ["o"])],
+        "positive", [], [port("o")],
+    )  # fmt: skip
+    negative = helper.make_graph(
+        [N("Sin", ["h"], ["s"]), N("Mul", ["s", "half"], ["p"])],
+        "negative",
+        [],
+        [port("p")],
+        [half],
+    )
+    nodes = [
+        N("Sub", ["x", "one"], ["h"]), N("ReduceSum", ["x"], ["t"], keepdims=0),
+        N("Greater", ["t", "zero"], ["c"]),
+        N("If", ["c"], ["z"], name="if", then_branch=positive, else_branch=negative),
+        N("Tanh", ["z"], ["y"]),
+    ]  # fmt: skip
+    constants = {"w": RNG.normal(size=(4, 4)), "one": np.asarray(1.0), "zero": np.asarray(0.0)}
+    return nodes, constants
+
+
+@pytest.mark.parametrize("positive", [True, False])
+@pytest.mark.parametrize("dynamic", [(), (0,)], ids=["static", "dynamic"])
+def test_branch_that_is_taken_at_run_time(positive: bool, dynamic: tuple) -> None:
+    nodes, constants = branching()
+    x = np.abs(RNG.normal(size=(3, 4))) * (1 if positive else -1)
+    model = network(nodes, {"x": x}, constants, dynamic=dynamic)
+    before = model.SerializeToString()
+    w = torch.tensor(constants["w"].astype(np.float32).astype(np.float64))
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        h = x - 1
+        return (h.relu() @ w + x if x.sum() > 0 else h.sin() / 2).tanh()
+
+    check_by_torch(model, function, {"x": x})
+    assert model.SerializeToString() == before  # also the names in its branches
+
+
+def test_rectifier_in_a_branch_is_guided() -> None:
+    nodes, constants = branching()
+    x = np.abs(RNG.normal(size=(3, 4)))
+    inside = [N("Relu", ["h"], ["r"]), N("MatMul", ["r", "w"], ["m"]), N("Add", ["m", "x"], ["z"])]
+    plain = [nodes[0], *inside, nodes[-1]]
+    g = {"y": RNG.normal(size=(3, 4))}
+    found = [
+        pulled_back(network(n, {"x": x}, constants), {"x": x}, g, ["x"], relu=relu)["x"]
+        for n, relu in ((nodes, "guided"), (plain, "guided"), (plain, "exact"))
+    ]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-6)
+    assert np.abs(found[0] - found[2]).max() > 0.01
+
+
+def test_branch_with_an_operator_without_a_rule_is_named() -> None:
+    odd = helper.make_graph([N("Unique", ["x"], ["u"])], "odd", [], [port("u")])
+    even = helper.make_graph([N("Flatten", ["x"], ["f"])], "even", [], [port("f")])
+    nodes = [
+        N("ReduceSum", ["x"], ["t"], keepdims=0), N("Greater", ["t", "zero"], ["c"]),
+        N("If", ["c"], ["z"], name="fork", then_branch=odd, else_branch=even),
+        N("Exp", ["z"], ["y"], name="behind"),
+    ]  # fmt: skip
+    model = network(nodes, {"x": RNG.normal(size=(2, 3))}, {"zero": np.asarray(0.0)})
+    with pytest.raises(UnsupportedError, match=r"If \(node 'fork'.*Nor have Unique.*'behind'"):
+        differentiate(model, ["y"], ["x"])
 
 
 def test_operators_without_a_rule_are_spelled_out_by_onnx() -> None:

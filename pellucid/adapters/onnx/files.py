@@ -16,7 +16,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, external_d
 
 from pellucid.adapters.files import DESCRIBED, content_of, existing
 from pellucid.errors import LoadError, first_line
-from pellucid.graph.protobuf import inputs_of
+from pellucid.graph.protobuf import inputs_of, with_own_domains
 
 __all__ = ["checked", "fingerprint_of", "read_onnx"]
 
@@ -87,7 +87,7 @@ def checked(model: ModelProto, source: str, path: Path | None = None) -> ModelPr
             "reads (a missing initializer?). Export it again."
         )
     try:
-        onnx.checker.check_model(model if path is None else str(path))
+        onnx.checker.check_model(with_own_domains(model) if path is None else str(path))
     except ValueError:
         return model  # above two gigabytes in memory: onnxruntime checks it
     except Exception as error:

@@ -9,6 +9,7 @@ from pellucid.graph.rules import (
     pooling,
     rectifier,
     reduction,
+    sampling,
     shape,
     unary,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "rectifier",
     "reduction",
     "rule",
+    "sampling",
     "shape",
     "unary",
 ]

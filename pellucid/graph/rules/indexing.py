@@ -67,10 +67,14 @@ def _merged(t: Tape, value: ir.Value, axis: int) -> ir.Value:
 def slice_at_run_time(t: Tape, node: ir.Node, g: ir.Value) -> ir.Value:
     """Scatter the cotangent to the places that the same slice picks from a count of elements."""
     x = operand(node)
-    count = t.ReduceProd(t.shape(x), None, keepdims=1)
-    places = t.Reshape(t.Range(0, t.Squeeze(count, [0]), 1), t.shape(x))
-    picked = t.Slice(places, *node.inputs[1:])
+    picked = t.Slice(places_of(t, x), *node.inputs[1:])
     return scatter_flat(t, picked, g, x)
+
+
+def places_of(t: Tape, x: ir.Value) -> ir.Value:
+    """The number of each element of `x`, in the shape of `x`."""
+    count = t.ReduceProd(t.shape(x), None, keepdims=0)
+    return t.Reshape(t.Range(0, count, 1), t.shape(x))
 
 
 def scatter_flat(t: Tape, places: ir.Value, g: ir.Value, x: ir.Value) -> ir.Value:
@@ -128,26 +132,63 @@ def gather_elements(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
 
 @rule("GatherND")
 def gather_nd(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
-    if int_attr(node, "batch_dims", 0):
-        raise UnsupportedError(f"{label(node)} has batch_dims, which no derivative covers.")
-    x = operand(node)
+    x, batched = operand(node), int_attr(node, "batch_dims", 0)
+    if batched:
+        picked = t.GatherND(places_of(t, x), operand(node, 1), batch_dims=batched)
+        return (scatter_flat(t, picked, g, x),)
     return (t.ScatterND(t.zeros(x), operand(node, 1), g, reduction="add"),)
 
 
 @rule("ScatterElements", "ScatterND")
 def scatter(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
-    indices, updates = operand(node, 1), operand(node, 2)
     reduction = str_attr(node, "reduction", "none")
-    if reduction not in ("none", "add"):
-        raise UnsupportedError(f"{label(node)} reduces by {reduction}, which has no derivative.")
+    if reduction in ("max", "min"):
+        return _scattered_extremum(t, node, g)
+    if reduction == "mul":
+        return _scattered_product(t, node, g)
+    picked = _picked(t, node, g)
+    if reduction == "add":
+        return g, None, picked
+    return _put(t, node, g, t.zeros(operand(node, 2)), "none"), None, picked
+
+
+def _picked(t: Tape, node: ir.Node, values: ir.Value) -> ir.Value:
+    """Read values at the places that a node writes to."""
     if node.op_type == "ScatterND":
-        picked = t.GatherND(g, indices)
-        kept = t.ScatterND(g, indices, t.zeros(updates))
-    else:
-        axis = int_attr(node, "axis", 0)
-        picked = t.GatherElements(g, indices, axis=axis)
-        kept = t.ScatterElements(g, indices, t.zeros(updates), axis=axis)
-    return (g if reduction == "add" else kept), None, picked
+        return t.GatherND(values, operand(node, 1))
+    return t.GatherElements(values, operand(node, 1), axis=int_attr(node, "axis", 0))
+
+
+def _put(t: Tape, node: ir.Node, into: ir.Value, updates: ir.Value, reduction: str) -> ir.Value:
+    """Write other values to the places that a node writes to."""
+    axis = int_attr(node, "axis", 0) if node.op_type == "ScatterElements" else None
+    return t.write(node.op_type, into, operand(node, 1), updates, axis=axis, reduction=reduction)
+
+
+def _scattered_extremum(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    """Elements that tie share the cotangent, as torch.scatter_reduce has it."""
+    x, updates, y = operand(node), operand(node, 2), output(node)
+    kept, written = t.Equal(x, y), t.Equal(updates, _picked(t, node, y))
+    hits = _put(t, node, t.Where(kept, 1.0, 0.0), t.Where(written, 1.0, 0.0), "add")
+    share = t.Div(g, t.Max(hits, 1.0))
+    return t.mask(kept, share), None, t.mask(written, _picked(t, node, share))
+
+
+def _scattered_product(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    """Each factor gets the product of all others: through one zero it reaches that one alone."""
+    factors = operand(node), operand(node, 2)
+    null = [t.Equal(factor, 0.0) for factor in factors]
+    full = [t.Where(none, 1.0, factor) for none, factor in zip(null, factors, strict=True)]
+    marks = [t.Where(none, 1.0, 0.0) for none in null]
+    zeros = _put(t, node, marks[0], marks[1], "add")
+    product = t.Mul(g, _put(t, node, full[0], full[1], "mul"))  # of the factors that are not zero
+
+    def share(index: int, zeros: ir.Value, product: ir.Value) -> ir.Value:
+        alone = t.mask(t.And(null[index], t.Equal(zeros, 1.0)), product)
+        return t.Where(t.Equal(zeros, 0.0), t.Div(product, full[index]), alone)
+
+    at_updates = (_picked(t, node, value) for value in (zeros, product))
+    return share(0, zeros, product), None, share(1, *at_updates)
 
 
 @rule("TopK")
@@ -259,62 +300,3 @@ def _repeats(node: ir.Node, factor: float | None) -> bool:
     return (
         whole and where == "half_pixel" and rounding in ("round_prefer_floor", "round_prefer_ceil")
     )
-
-
-_MOST = 1 << 27  # elements of the matrix of a sampling
-
-
-def _pictures_of_one(t: Tape, node: ir.Node) -> tuple[ir.Value, list[int]]:
-    """All pictures of the size of a node's input in which one pixel is 1, (P, *spatial)."""
-    x, y = operand(node), output(node)
-    sizes = [length(x, axis) for axis in range(2, t.rank(x))]
-    known = [size for size in sizes if size is not None]
-    if len(known) < len(sizes):
-        raise UnsupportedError(
-            f"{label(node)} samples a picture of unknown size: no derivative. Export the model for "
-            "a fixed image size."
-        )
-    count = int(np.prod(known))
-    sampled = [length(y, axis) or 1 for axis in range(2, t.rank(y))]
-    if count * int(np.prod(sampled)) > _MOST:
-        raise UnsupportedError(
-            f"{label(node)} samples a picture of {count} pixels at {int(np.prod(sampled))} places: "
-            "no derivative of so many. Explain a later layer, or export for smaller images."
-        )
-    eye = np.eye(count, dtype=t.dtype.numpy()).reshape(count, *known)
-    return t.constant(eye), known
-
-
-@rule("GridSample")
-def grid_sample(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
-    """Linear in the picture: what it makes of each single pixel is its matrix, in every mode."""
-    x, grid = operand(node), operand(node, 1)
-    if grid in t.wanted:
-        raise UnsupportedError(f"{label(node)} computes where it samples: no derivative.")
-    pictures, sizes = _pictures_of_one(t, node)
-    whole = t.Concat(t.size(x, 0), list(pictures.shape or ()), axis=0)
-    options: dict[str, Any] = dict(node.attributes)
-    matrix = t.GridSample(t.Expand(t.Unsqueeze(pictures, [0]), whole), grid, **options)
-    by_place = t.Reshape(matrix, [0, 0, -1])  # (N, P, places)
-    columns = t.Transpose(t.Reshape(g, [0, 0, -1]), perm=[0, 2, 1])  # (N, places, C)
-    back = t.Transpose(t.MatMul(by_place, columns), perm=[0, 2, 1])
-    return (t.Reshape(back, [0, 0, *sizes]),)
-
-
-@rule("RoiAlign")
-def roi_align(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
-    """Averages are linear in the picture: their matrix is what they make of each single pixel."""
-    x, rois, images = operand(node), operand(node, 1), operand(node, 2)
-    if str_attr(node, "mode", "avg") != "avg" or rois in t.wanted:
-        raise UnsupportedError(
-            f"{label(node)} takes a maximum, or computes its regions from the picture: no "
-            "derivative."
-        )
-    pictures, sizes = _pictures_of_one(t, node)
-    first = t.Expand(t.constant(np.asarray([0], np.int64)), t.Shape(images))
-    options: dict[str, Any] = dict(node.attributes)
-    matrix = t.RoiAlign(t.Unsqueeze(pictures, [0]), rois, first, **options)  # (R, P, h, w)
-    columns = t.Transpose(t.Reshape(g, [0, 0, -1]), perm=[0, 2, 1])  # (R, h w, C)
-    back = t.Transpose(t.MatMul(t.Reshape(matrix, [0, 0, -1]), columns), perm=[0, 2, 1])
-    regions = t.Reshape(back, [0, 0, *sizes])  # (R, C, H, W)
-    return (t.ScatterND(t.zeros(x), t.Unsqueeze(images, [1]), regions, reduction="add"),)

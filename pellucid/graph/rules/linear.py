@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from pellucid.errors import UnsupportedError
 from pellucid.graph.rules.rectifier import operand, output
+from pellucid.graph.rules.shape import length
 from pellucid.graph.rules.table import Cotangents, float_attr, int_attr, rule, str_attr
 from pellucid.graph.tape import Tape, dims, label
 
@@ -73,6 +75,25 @@ def gemm(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     if c is not None and c in t.wanted:
         along_c = t.unbroadcast(t.Mul(g, beta), output(node), c)
     return along_a, along_b, along_c
+
+
+@rule("Det")
+def determinant(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    """Each element counts by its cofactor: the signed determinant without its row and column."""
+    x = operand(node)
+    rank, n = t.rank(x), length(x, -1)
+    if n is None:
+        raise UnsupportedError(f"{label(node)} is of matrices of unknown size: no derivative.")
+    g = t.Unsqueeze(g, [-1, -2])
+    if n == 1:
+        return (g,)
+    flat = t.Reshape(x, t.Concat(t.Shape(x, start=0, end=rank - 2), [n * n], axis=0))
+    numbers = np.arange(n * n).reshape(n, n)
+    without = [np.delete(np.delete(numbers, i, 0), j, 1) for i in range(n) for j in range(n)]
+    places = np.stack(without).reshape(n, n, n - 1, n - 1)
+    minors = t.Det(t.Gather(flat, places, axis=-1))  # (..., n, n)
+    signs = (-1.0) ** np.add.outer(np.arange(n), np.arange(n))
+    return (t.Mul(g, t.Mul(minors, signs.astype(t.dtype.numpy()))),)
 
 
 @rule("Einsum")

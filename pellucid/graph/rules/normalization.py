@@ -114,7 +114,7 @@ def _share(t: Tape, x: ir.Value, axes: Sequence[int]) -> ir.Value:
     return t.Reciprocal(t.Cast(t.ReduceProd(sizes, keepdims=0), to=int(t.dtype)))
 
 
-@rule("RMSNormalization", "SimplifiedLayerNormalization")
+@rule("RMSNormalization")
 def rms_norm(t: Tape, node: ir.Node, g: ir.Value, *_: ir.Value | None) -> Cotangents:
     # y = scale x r, r = 1 / sqrt(mean(x^2) + eps)
     x, rank = operand(node), t.rank(operand(node))

@@ -207,16 +207,20 @@ def _unpooled(
     return g
 
 
-@rule("LpPool")
+@rule("LpPool", "GlobalLpPool")
 def lp_pool(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     # y = (sum |x|^p)^(1/p), so x gets sign(x) |x|^(p-1) of all its windows' g y^(1-p)
     x, y, p = operand(node), output(node), int_attr(node, "p", 2)
+
+    def of_windows(h: ir.Value) -> ir.Value:
+        return h if node.op_type == "GlobalLpPool" else _unpooled(t, node, h, (), p=1)
+
     if p == 1:
-        return (t.Mul(t.Sign(x), _unpooled(t, node, g, (), p=1)),)
+        return (t.Mul(t.Sign(x), of_windows(g)),)
     null = t.Equal(y, 0.0)
     steep = t.mask(t.Not(null), t.Mul(g, t.Pow(t.Where(null, 1.0, y), 1.0 - p)))
     slope = x if p == 2 else t.Mul(t.Sign(x), t.Pow(t.Abs(x), p - 1.0))
-    return (t.Mul(slope, _unpooled(t, node, steep, (), p=1)),)
+    return (t.Mul(slope, of_windows(steep)),)
 
 
 @rule("MaxUnpool")

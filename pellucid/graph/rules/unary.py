@@ -173,6 +173,12 @@ def dequantize(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     return (g,)
 
 
+@rule("DynamicQuantizeLinear")
+def dynamic_quantize(t: Tape, node: ir.Node, g: ir.Value | None, *_: ir.Value | None) -> Cotangents:
+    """Straight through: the scale cancels where the numbers become real again."""
+    return (g,)
+
+
 @rule("QuantizeLinear")
 def quantize(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     """Straight through where the value does not saturate; a quantised ReLU often is that alone."""

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from pellucid.graph.expansions.table import expansion
+from pellucid.graph.rules.rectifier import operand
 from pellucid.graph.rules.shape import length
 from pellucid.graph.rules.table import int_attr, str_attr
 from pellucid.graph.tape import Tape, array
 
-__all__ = ["unroll"]
-
 Step = Callable[[Tape, ir.Value, list[ir.Value]], list[ir.Value]]
-
-
-def unroll(graph: ir.Graph, nodes: Iterable[ir.Node]) -> int:
-    """Replace the recurrent nodes among some by their steps; return how many could be.
-
-    Those of unknown length, with sequence lengths, peepholes, clipping, other than the default
-    activations, or weights that are no constants stay as they are.
-    """
-    count = 0
-    for node in nodes:
-        if node.op_type in ("LSTM", "GRU", "RNN") and _plain(node):
-            _unroll(graph, node)
-            count += 1
-    return count
 
 
 def _plain(node: ir.Node) -> bool:
@@ -54,12 +40,16 @@ def _plain(node: ir.Node) -> bool:
     )
 
 
-def _unroll(graph: ir.Graph, node: ir.Node) -> None:
-    t = Tape(graph, prefix=f"{node.name or node.op_type}/")
-    x = node.inputs[0]
-    assert x is not None
-    t.dtype = x.dtype or ir.DataType.FLOAT
-    batch_first = int_attr(node, "layout", 0)
+@expansion("LSTM", "GRU", "RNN")
+def unrolled(t: Tape, node: ir.Node) -> list[ir.Value] | None:
+    """One step after the other.
+
+    Layers of unknown length, with sequence lengths, peepholes, clipping, other than the default
+    activations, or weights that are no constants stay as they are.
+    """
+    if not _plain(node):
+        return None
+    x, batch_first = operand(node), int_attr(node, "layout", 0)
     if batch_first:
         batch, steps = t.size(x, 0), length(x, 1)
         x = t.Transpose(x, perm=[1, 0, 2])
@@ -78,17 +68,7 @@ def _unroll(graph: ir.Graph, node: ir.Node) -> None:
     if batch_first:
         whole = t.Transpose(whole, perm=[2, 0, 1, 3])
         last = [t.Transpose(value, perm=[1, 0, 2]) for value in last]
-    results = [whole, *last]
-    graph.insert_before(node, t.nodes)
-    for constant in t.initializers:
-        graph.register_initializer(constant)
-    for old, new in zip(node.outputs, results, strict=False):
-        name = old.name
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        old.name = f"{name}/rolled"
-        if name:
-            new.name = name
-    graph.remove(node, safe=True)
+    return [whole, *last]
 
 
 def _one_way(
