@@ -378,6 +378,26 @@ def test_the_class_can_be_an_input_one_for_all_or_one_each():
             np.testing.assert_allclose(other, one.attribution, atol=1e-5 * one.attribution.max())
 
 
+def test_many_images_are_explained_a_few_at_a_time(monkeypatch):
+    explainer = pellucid.compile(onnx_adapter("plain", True), "saliency", target="input")
+    x = TWINS["plain"].inputs(5)[0]
+    together = explainer(x, target=[0, 1, 2, 0, 1])
+    sizes = []
+    run = type(explainer._adapter).run
+
+    def counted(self, batch, *rest):
+        sizes.append(len(batch[0]))
+        return run(self, batch, *rest)
+
+    monkeypatch.setattr(type(explainer._adapter), "run", counted)
+    monkeypatch.setattr("pellucid.compiling.compiled._MEMORY", 1)
+    one_by_one = explainer(x, target=[0, 1, 2, 0, 1])
+    assert sizes == [1] * 5
+    for ours, other in zip(together, one_by_one, strict=True):
+        assert ours.target == other.target
+        assert np.allclose(ours.attribution, other.attribution, rtol=1e-5, atol=1e-7)
+
+
 def test_a_class_or_a_label_can_be_fixed_in_the_file():
     labels = [f"class {index}" for index in range(10)]
     model = pellucid.load(TWINS["residual"].onnx(), labels=labels)

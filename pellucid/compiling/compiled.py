@@ -17,11 +17,14 @@ from pellucid.errors import LoadError, TargetError
 from pellucid.explanation import Explanation, replacing
 from pellucid.images import Preprocess, prepare, resize_map
 from pellucid.labels import find_label
+from pellucid.methods.batching import MEMORY_OF_GRADIENTS, chunks, gradient_rows
 from pellucid.methods.objective import probabilities
 
 __all__ = ["CompiledExplainer", "load_explainer"]
 
 _PREFIX = "pellucid."
+# Bytes of all tensors of a pass; onnxruntime has about a quarter of them in memory at a time.
+_MEMORY = 4 * MEMORY_OF_GRADIENTS
 
 
 def load_explainer(path: str | Path) -> CompiledExplainer:
@@ -101,7 +104,13 @@ class CompiledExplainer:
         batch = [feeds.get(port.name, indices) for port in self._adapter.inputs]
         names = self.facts["names"]
         output = next(p.name for p in self._adapter.outputs if p.own_name == self.facts["output"])
-        values = self._adapter.run(batch, (output, *names.values()))
+        wanted = (output, *names.values())
+        rows = gradient_rows(self._adapter, batch[0], _MEMORY)
+        parts = [
+            self._adapter.run([array[some] for array in batch], wanted)
+            for some in chunks(count, rows)
+        ]
+        values = {name: np.concatenate([part[name] for part in parts]) for name in wanted}
         seconds = time.perf_counter() - began
         found = {name: values[own] for name, own in names.items()}
         predicted = self._predicted(values[output])
