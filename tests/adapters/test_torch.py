@@ -267,13 +267,23 @@ def test_kernels_come_back_and_a_changed_one_is_seen():
     model = TorchAdapter(network)
     before = model.run(x)["output"]
     assert all(layer.weight.is_contiguous() for layer in (network[0], network[2]))
-    with torch.no_grad():
-        network[2].weight.mul_(2)
-        network[2].bias.mul_(2)
+    network[2].weight.data.mul_(2)  # which counts as no new version of the weight
+    network[2].bias.data.mul_(2)
     assert np.allclose(model.run(x)["output"], 2 * before, atol=1e-6)
     network[2].weight = nn.Parameter(torch.zeros_like(network[2].weight))
     network[2].bias = None
     assert not model.run(x)["output"].any()
+
+
+def test_a_run_in_inference_mode_leaves_gradients_possible():
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.Flatten()).eval()
+    x = np.random.default_rng(0).random((1, 2, 5, 5), np.float32)
+    model = TorchAdapter(network)
+    with torch.inference_mode():
+        inside = model.run(x)["output"]
+        gradient = model.pullback(x, one_hot(), ["input"])[1]["input"]
+    assert np.array_equal(model.run(x)["output"], inside)
+    assert np.array_equal(model.pullback(x, one_hot(), ["input"])[1]["input"], gradient)
 
 
 @pytest.mark.parametrize("affine", [True, False])

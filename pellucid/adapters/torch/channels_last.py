@@ -28,12 +28,13 @@ class Kernels:
     """Copies of a module's kernels with channels last.
 
     PyTorch makes such a copy in every pass, forward and back, where images have their channels
-    last; for a network with many channels that takes an eighth of a gradient's time. Kernels of
-    one pixel need none. A copy is made anew when its kernel has changed.
+    last: an eighth of the time of a ResNet-50's gradient, of which memory that is kept saves most.
+    Kernels of one pixel need none. They are copied at every call, since a change by way of
+    `kernel.data` leaves no trace.
     """
 
     def __init__(self) -> None:
-        self._copies: dict[str, tuple[tuple[int, int], Tensor]] = {}  # by name: (state, copy)
+        self._copies: dict[str, Tensor] = {}  # by the name of the convolution
 
     @contextmanager
     def lent(self, module: nn.Module) -> Iterator[None]:
@@ -45,18 +46,19 @@ class Kernels:
                     kernel = convolution._parameters.get("weight")
                     if kernel is not None and _gains(kernel):
                         own.append((kernel, kernel.data))
-                        kernel.data = self._copy(name, kernel)
+                        kernel.data = self._copy(name, kernel.data)
             yield
         finally:
             for changed, data in own:
                 changed.data = data
 
     def _copy(self, name: str, kernel: Tensor) -> Tensor:
-        state = (kernel.data_ptr(), kernel._version)
-        if self._copies.get(name, (None,))[0] != state:
-            copy = kernel.data.contiguous(memory_format=torch.channels_last)
-            self._copies[name] = (state, copy)
-        return self._copies[name][1]
+        copy = self._copies.get(name)
+        if copy is None or copy.shape != kernel.shape or copy.dtype != kernel.dtype:
+            with torch.inference_mode(False):  # else no gradient could pass it later
+                copy = torch.empty_like(kernel, memory_format=torch.channels_last)
+            self._copies[name] = copy
+        return copy.copy_(kernel)
 
 
 def _gains(kernel: Tensor) -> bool:
