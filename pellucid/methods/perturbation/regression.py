@@ -99,7 +99,8 @@ def top_certainty(fit: Fit, top: int, tolerance: float) -> tuple[float, float]:
     stability : rank correlation to expect between two independent answers.
     """
     weights, count = fit.weights, len(fit.weights)
-    errors = _normal(len(fit.deviations)) @ fit.deviations  # (draws, K)
+    root = np.linalg.qr(fit.deviations, mode="r")  # of their covariance, at most (K, K)
+    errors = _normal(len(root)) @ root  # (draws, K)
     order = np.argsort(-np.abs(weights), kind="stable")
     top = min(top, count - 1)
     size = np.abs(weights + errors)
