@@ -78,6 +78,7 @@ def _attention(node: NodeProto, types: Types) -> int:
 
 _RULES: dict[str, Callable[[NodeProto, Types], int]] = {
     "Conv": _convolution,
+    "FusedConv": _convolution,
     "ConvInteger": _convolution,
     "QLinearConv": lambda n, t: prod(_sizes(t, n.output[0])) * prod(_sizes(t, n.input[3])[1:]),
     "ConvTranspose": _transposed_convolution,
@@ -85,6 +86,7 @@ _RULES: dict[str, Callable[[NodeProto, Types], int]] = {
     "MatMulInteger": _product,
     "QLinearMatMul": _product,
     "Gemm": _gemm,
+    "FusedGemm": _gemm,
     "Einsum": _einsum,
     "LSTM": _recurrent,
     "GRU": _recurrent,

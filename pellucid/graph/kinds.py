@@ -49,6 +49,12 @@ _KINDS = {
     "bidirectional": "Bidirectional", "timedistributed": "TimeDistributed",
     "identity": "Identity", "inputlayer": "Input", "rescaling": "Rescaling",
     "normalization": "Normalization", "activation": "Activation", "lambda": "Lambda",
+    "fusedconv": "Conv", "nhwcfusedconv": "Conv", "nhwcconv": "Conv", "qlinearconv": "Conv",
+    "convinteger": "Conv", "fusedgemm": "Dense", "qgemm": "Dense", "fusedmatmul": "Dense",
+    "qlinearmatmul": "Dense", "matmulinteger": "Dense", "biasgelu": "GELU", "fastgelu": "GELU",
+    "quickgelu": "GELU", "skiplayernormalization": "LayerNorm", "qlinearadd": "Add",
+    "qlinearconcat": "Concat", "qlinearmul": "Multiply", "qlinearsoftmax": "Softmax",
+    "qlinearglobalaveragepool": "GlobalAveragePool", "qlinearaveragepool": "AveragePool",
     "sequential": "Sequential", "functional": "Model", "model": "Model",
 }  # fmt: skip
 

@@ -285,7 +285,7 @@ class LayerGraph:
 
     def table(self, width: int | None = None) -> str:
         """Return the layers as a table in plain text, with totals."""
-        from pellucid.graph.table import text_table
+        from pellucid.graph.layer_table import text_table
 
         return text_table(self, width)
 

@@ -31,6 +31,7 @@ __all__ = [
     "infer",
     "prepare",
     "take_constant_branches",
+    "unfused",
     "with_constants_computed",
 ]
 
@@ -42,16 +43,7 @@ _RANDOM |= {"RandomUniformLike"}
 
 def prepare(model: ir.Model | onnx.ModelProto) -> ir.Model:
     """Return a copy of a model in the form that the rules know."""
-    proto = with_own_domains(model if isinstance(model, onnx.ModelProto) else ir.to_proto(model))
-    version = _version(proto)
-    if version < OPSET:
-        try:
-            proto = version_converter.convert_version(proto, OPSET)
-        except Exception as error:
-            raise UnsupportedError(
-                f"The model uses ONNX opset {version}, and the onnx package could not bring it to "
-                f"opset {OPSET}: {error}. Export it with opset {OPSET} or later."
-            ) from error
+    proto = _of_known_opset(model if isinstance(model, onnx.ModelProto) else ir.to_proto(model))
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
     for _ in range(4):  # what is spelled out may name others that are
@@ -61,9 +53,7 @@ def prepare(model: ir.Model | onnx.ModelProto) -> ir.Model:
     clean = ir.from_proto(proto)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(clean)
     passes.RemoveInitializersFromInputsPass()(clean)
-    if any((node.domain, node.op_type) in FUSED for node in clean.graph):
-        infer(clean)
-        expand(clean.graph, list(clean.graph), FUSED)
+    _open_fused(clean)
     while drop_idle_ceiling(clean):
         pass
     for _ in range(4):
@@ -73,6 +63,37 @@ def prepare(model: ir.Model | onnx.ModelProto) -> ir.Model:
             break
     passes.NameFixPass()(clean)  # nodes that ONNX or a branch brought have no name or a double one
     return clean
+
+
+def unfused(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model whose fused operators are written out; the model itself where none are."""
+    named = with_own_domains(proto)
+    if not any((node.domain, node.op_type) in FUSED for node in named.graph.node):
+        return proto
+    clean = ir.from_proto(_of_known_opset(named))
+    _open_fused(clean)
+    return ir.to_proto(clean)
+
+
+def _open_fused(model: ir.Model) -> None:
+    if any((node.domain, node.op_type) in FUSED for node in model.graph):
+        infer(model)
+        expand(model.graph, list(model.graph), FUSED)
+
+
+def _of_known_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Bring a model of an old opset up to the one that the rules know."""
+    proto = with_own_domains(proto)
+    version = _version(proto)
+    if version >= OPSET:
+        return proto
+    try:
+        return version_converter.convert_version(proto, OPSET)
+    except Exception as error:
+        raise UnsupportedError(
+            f"The model uses ONNX opset {version}, and the onnx package could not bring it to "
+            f"opset {OPSET}: {error}. Export it with opset {OPSET} or later."
+        ) from error
 
 
 def with_constants_computed(model: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.ModelProto:

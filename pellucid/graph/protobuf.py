@@ -19,7 +19,6 @@ __all__ = [
     "dimensions",
     "inputs_of",
     "real_inputs",
-    "shapes",
     "skeleton_of",
     "with_own_domains",
 ]
@@ -162,25 +161,6 @@ def skeleton_of(model: ModelProto) -> ModelProto:
         else:
             graph.initializer.append(tensor)
     return skeleton
-
-
-def shapes(model: ModelProto) -> dict[str, Shape]:
-    """Infer the shape of every tensor that has a known rank.
-
-    Large weights are left out of what is inferred from, which is faster and works for models
-    above the two gigabytes of protobuf.
-    """
-    skeleton, source = skeleton_of(model), model.graph
-    try:
-        inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
-    except Exception:  # a graph that inference cannot follow still runs; its shapes stay unknown
-        inferred = skeleton.graph
-    known: dict[str, Shape] = {t.name: tuple(t.dims) for t in source.initializer}
-    for value in (*inferred.input, *inferred.value_info, *inferred.output):
-        shape = dimensions(value)
-        if shape is not None:
-            known[value.name] = shape
-    return known
 
 
 def with_own_domains(model: ModelProto) -> ModelProto:

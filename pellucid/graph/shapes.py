@@ -15,10 +15,11 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, TypeProto, ValueInfoProto
 
+from pellucid.graph.prepare import unfused
 from pellucid.graph.protobuf import Shape, dimensions, real_inputs, skeleton_of
 from pellucid.graph.shape_values import shape_values
 
-__all__ = ["TensorType", "tensor_types"]
+__all__ = ["TensorType", "known_shapes", "tensor_types"]
 
 _FREE_SIZE = 224
 _ROUNDS = 5
@@ -60,6 +61,34 @@ class TensorType:
         return (self.count or 0) * width
 
 
+def known_shapes(model: ModelProto) -> dict[str, Shape]:
+    """Infer the shape of every tensor that has a known rank; open sizes are None.
+
+    Large weights are left out of what is inferred from, which is faster and works for models
+    above the two gigabytes of protobuf.
+    """
+    skeleton = _skeleton(model)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
+    except Exception:  # a graph that inference cannot follow still runs; its shapes stay unknown
+        inferred = skeleton.graph
+    known: dict[str, Shape] = {t.name: tuple(t.dims) for t in model.graph.initializer}
+    for value in (*inferred.input, *inferred.value_info, *inferred.output):
+        shape = dimensions(value)
+        if shape is not None:
+            known[value.name] = shape
+    return known
+
+
+def _skeleton(model: ModelProto) -> ModelProto:
+    """What is inferred from: onnx knows no shapes behind an operator of a runtime's own."""
+    skeleton = skeleton_of(model)
+    try:
+        return unfused(skeleton)
+    except Exception:  # what cannot be opened keeps the shapes that the file gives
+        return skeleton
+
+
 def tensor_types(
     model: ModelProto,
     sizes: Mapping[str, Shape] | None = None,
@@ -91,7 +120,7 @@ def tensor_types(
 def _inferred(
     model: ModelProto, batch: int, sizes: Mapping[str, Shape], known: Mapping[str, Shape]
 ) -> dict[str, tuple[str, Shape]]:
-    skeleton = skeleton_of(model)
+    skeleton = _skeleton(model)
     graph = skeleton.graph
     inputs = {value.name for value in real_inputs(model.graph)}
     symbols: dict[str, int] = {}

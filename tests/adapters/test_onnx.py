@@ -20,6 +20,7 @@ from pellucid.errors import (
     UnsupportedError,
 )
 from pellucid.graph import protobuf
+from pellucid.graph.shapes import known_shapes
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
@@ -251,7 +252,7 @@ def test_token_layers_are_told_from_spatial_ones_of_rank_3() -> None:
     )
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("made.up", 1)]
     model = helper.make_model(graph, opset_imports=opsets)
-    layers = read_layers(model, protobuf.shapes(model))
+    layers = read_layers(model, known_shapes(model))
     assert {name: (layer.kind, layer.layout) for name, (layer, _) in layers.items()} == {
         "patches": ("Flatten3", "features"),
         "norm": ("LayerNorm", "tokens"),

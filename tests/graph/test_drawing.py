@@ -21,8 +21,8 @@ from pellucid.graph.drawing.nested import pictured
 from pellucid.graph.drawing.paint import Paint
 from pellucid.graph.drawing.repeats import without_repeats
 from pellucid.graph.drawing.scene import Label, Rectangle
+from pellucid.graph.layer_table import TIMES
 from pellucid.graph.layers import Container, GraphLayer, LayerGraph
-from pellucid.graph.table import TIMES
 from tests.graph.graphs import built, dense, residual
 
 SVG = "{http://www.w3.org/2000/svg}"

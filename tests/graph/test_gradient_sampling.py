@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tests.graph.oracle import check_as_run, check_by_torch, network
 
 RNG = np.random.default_rng(5)
-SETTINGS = settings(max_examples=25, deadline=None, derandomize=True)
+SETTINGS = settings(max_examples=12, deadline=None, derandomize=True)
 DYNAMIC = pytest.mark.parametrize("dynamic", [(), (0, 2, 3)], ids=["static", "dynamic"])
 
 

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pellucid.adapters.onnx.adapter import OnnxAdapter
 from pellucid.errors import LayerError
+from pellucid.graph.layer_table import shown_shape
 from pellucid.graph.layers import LayerGraph
-from pellucid.graph.table import shown_shape
 from tests.graph.networks import values
 from tests.twins import TWINS
 

@@ -38,7 +38,9 @@ from pellucid.graph import protobuf
 from pellucid.graph.axes import channel_axes
 from pellucid.graph.biases import biases, bounds, origins
 from pellucid.graph.form import OnnxForm, PortForm
+from pellucid.graph.prepare import unfused
 from pellucid.graph.pullback import OnnxPullback, Recorded
+from pellucid.graph.shapes import known_shapes
 
 __all__ = ["OnnxAdapter"]
 
@@ -396,13 +398,17 @@ class OnnxAdapter(Adapter):
 
     @property
     def _whole(self) -> ModelProto:
-        """The model with its weights in memory."""
+        """The model with its weights in memory, what a runtime fused written out."""
         if self._folder is None:
-            return self.model
+            return self._unfused
         whole = ModelProto()
         whole.CopyFrom(self.model)
         external_data_helper.load_external_data_for_model(whole, str(self._folder))
-        return whole
+        return unfused(whole)
+
+    @cached_property
+    def _unfused(self) -> ModelProto:
+        return unfused(self.model)
 
     # ---- names ---------------------------------------------------------------------------------
 
@@ -412,7 +418,7 @@ class OnnxAdapter(Adapter):
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int | None, ...]]:
-        return protobuf.shapes(self.model)
+        return known_shapes(self.model)
 
     @cached_property
     def _layers(self) -> dict[str, tuple[Layer, str]]:

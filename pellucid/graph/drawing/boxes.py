@@ -14,8 +14,8 @@ from pellucid.graph.drawing.legend import colour_bar
 from pellucid.graph.drawing.nested import Picture, pictured
 from pellucid.graph.drawing.paint import Paint
 from pellucid.graph.drawing.scene import Curve, Label, Rectangle, Scene, text_width
+from pellucid.graph.layer_table import TIMES, short_count, shown_shape
 from pellucid.graph.layers import GraphLayer, LayerGraph
-from pellucid.graph.table import TIMES, short_count, shown_shape
 
 __all__ = ["Card", "Strip", "boxes", "cards"]
 

@@ -14,8 +14,8 @@ from pellucid.graph.drawing.layout import Node
 from pellucid.graph.drawing.paint import Paint
 from pellucid.graph.drawing.scene import Scene
 from pellucid.graph.drawing.svg import to_svg
+from pellucid.graph.layer_table import short_count, shown_shape
 from pellucid.graph.layers import GraphLayer, LayerGraph
-from pellucid.graph.table import short_count, shown_shape
 
 __all__ = ["graph_page", "scene_page"]
 

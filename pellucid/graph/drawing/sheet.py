@@ -6,8 +6,8 @@ from pellucid.graph.drawing.colours import colour_of, ink_on
 from pellucid.graph.drawing.legend import colour_bar
 from pellucid.graph.drawing.paint import Paint
 from pellucid.graph.drawing.scene import Label, Rectangle, Scene, text_width
+from pellucid.graph.layer_table import COLUMNS, cells, short_count
 from pellucid.graph.layers import LayerGraph
-from pellucid.graph.table import COLUMNS, cells, short_count
 
 __all__ = ["sheet"]
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pellucid.graph.drawing.colours import FAMILIES, colour_of, family_of, ink_on
 from pellucid.graph.drawing.groups import Group, Plan
 from pellucid.graph.drawing.paint import Paint
+from pellucid.graph.layer_table import TIMES, short_count
 from pellucid.graph.layers import GraphLayer, LayerGraph
-from pellucid.graph.table import TIMES, short_count
 
 __all__ = ["to_dot", "to_mermaid"]
 

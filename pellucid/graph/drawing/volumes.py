@@ -10,9 +10,9 @@ from pellucid.graph.drawing.colours import colour_of
 from pellucid.graph.drawing.legend import colour_bar
 from pellucid.graph.drawing.paint import Paint
 from pellucid.graph.drawing.scene import Curve, Label, Polygon, Rectangle, Scene, text_width
+from pellucid.graph.layer_table import TIMES
 from pellucid.graph.layers import GraphLayer, LayerGraph
 from pellucid.graph.simplifying import ARRANGING, computing_only
-from pellucid.graph.table import TIMES
 
 __all__ = ["volumes"]
 

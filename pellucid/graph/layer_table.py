@@ -1,4 +1,4 @@
-"""The layers as a table in plain text."""
+"""The layers of a network as a table in plain text."""
 
 from __future__ import annotations
 
