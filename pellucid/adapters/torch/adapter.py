@@ -27,7 +27,7 @@ from pellucid.adapters.base import (
     numbered,
 )
 from pellucid.adapters.torch.code import code_digest, is_plain
-from pellucid.adapters.torch.gates import Gates
+from pellucid.adapters.torch.curves import Curves, Span
 from pellucid.adapters.torch.observe import (
     FinalActivations,
     Keeper,
@@ -253,11 +253,11 @@ class TorchAdapter(Adapter):
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         recording = (torch.inference_mode(False), torch.enable_grad())
         with self._lock, recording[0], recording[1], undisturbed(self.module):
-            gates = Gates()
-            with nullcontext() if relu == "exact" else gates:
+            curves = Curves()
+            with nullcontext() if relu == "exact" else curves:
                 found = self._forward(x, Keeper({*fetch, *wrt}, wrt))
             values = {name: _numpy(found[name].value) for name in fetch}
-            gradients = _backward(found, seed(values), wrt, relu, gates.found)
+            gradients = _backward(found, seed(values), wrt, relu, curves.spans())
             return values, {name: _numpy(g) for name, g in zip(wrt, gradients, strict=True)}
 
     def _forward(self, x: tuple[Array, ...], keeper: Keeper) -> dict[str, Kept]:
@@ -313,7 +313,7 @@ def _backward(
     cotangents: Mapping[str, Array],
     wrt: Sequence[str],
     relu: Rectifier,
-    gated: Mapping[Any, int],
+    spans: Sequence[Span],
 ) -> list[Tensor]:
     points: dict[str, Any] = {
         n: p for n in (*cotangents, *wrt) if (p := found[n].point) is not None
@@ -322,7 +322,7 @@ def _backward(
     inputs = [name for name in wrt if name in points]
     gradients: dict[str, Tensor | None] = {}
     if starts and inputs:
-        bend_rectifiers([points[name] for name in starts], relu, gated)
+        bend_rectifiers([points[name] for name in starts], relu, spans)
         seeds = [torch.tensor(cotangents[name]).to(found[name].value) for name in starts]
         try:
             results = torch.autograd.grad(
