@@ -15,11 +15,12 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from pellucid.graph.rules.rectifier import zero
 from pellucid.graph.tape import array
 
-__all__ = ["Rectifier", "Span", "find_rectifiers"]
+__all__ = ["PROBES", "Rectifier", "Span", "find_rectifiers", "rectifies"]
 
 Rectifier = Literal[
     "exact", "guided", "deconv",
@@ -28,12 +29,14 @@ Rectifier = Literal[
 
 NAMED = {"Celu", "Elu", "Gelu", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu", "Selu", "Swish"}
 NAMED |= {"ThresholdedRelu"}
-JOINS = {"Mul", "Where", "Max", "Min", "Div", "Add", "Sub"}
+JOINS = {"Mul", "Where", "Max", "Min", "Div", "Add", "Sub", "Neg"}
 STEPS = {"Abs", "Cast", "Clip", "Erf", "Exp", "Greater", "GreaterOrEqual", "HardSigmoid", "Less"}
 STEPS |= {"LessOrEqual", "Log", "Neg", "Not", "Pow", "Reciprocal", "Relu", "Sigmoid", "Sign"}
-STEPS |= {"Softplus", "Tanh", "CastLike", "Identity"}
+STEPS |= {"Softplus", "Tanh", "CastLike", "Identity", "And", "Or", "Equal", "Sqrt", "Elu"}
+FILLED = {"Expand", "Reshape", "Slice", "Identity", "Cast"}  # keep one number one number
 PROBES = (-30.0, -8.0, 0.0, 8.0, 30.0)
 DEEPEST = 24  # nodes in one spelled-out activation
+SOURCES = 3  # values, the nearest first, of which it may be a function
 
 
 @dataclass(frozen=True)
@@ -55,18 +58,21 @@ def find_rectifiers(nodes: Sequence[ir.Node], graph: ir.Graph) -> Mapping[ir.Nod
     for position, node in enumerate(graph):
         node.meta["position"] = position
     found: dict[ir.Node, Span] = {}
-    candidates: dict[ir.Node, Span] = {}
+    candidates: list[tuple[ir.Node, Span]] = []
     for node in nodes:
         if _named(node) and (source := _variable(node)) is not None:
             found[node] = Span(source, frozenset())
-        elif node.op_type in JOINS and (span := _one_variable(node)) is not None:
-            candidates[node] = span
-    spelled = {node for node, curve in _curves(candidates, graph).items() if _rectifies(curve)}
+        elif node.op_type in JOINS:
+            candidates += [(node, span) for span in _of_one_variable(node)]
+    spelled: dict[ir.Node, Span] = {}
+    for (node, span), curve in zip(candidates, _curves(candidates, graph), strict=True):
+        if rectifies(curve):
+            spelled.setdefault(node, span)
     inside: set[ir.Node] = set()
     for node in reversed(nodes):  # the largest spelling counts: what it contains is part of it
         if node in spelled and node not in inside:
-            found[node] = candidates[node]
-            inside |= candidates[node].inner
+            found[node] = spelled[node]
+            inside |= spelled[node].inner
     return {node: span for node, span in found.items() if node not in inside}
 
 
@@ -82,27 +88,30 @@ def _variable(node: ir.Node) -> ir.Value | None:
     return next((v for v in node.inputs if v is not None and array(v) is None), None)
 
 
-def _one_variable(root: ir.Node) -> Span | None:
-    """Trace a node back to the one value that it is a function of, element by element."""
-    # the nearest value that all paths share: take nodes in, latest first, until one value is left
+def _of_one_variable(root: ir.Node) -> list[Span]:
+    """Trace a node back to the values that it is a function of, element by element."""
+    # values that all paths share: take nodes in, latest first, until one value is left
     inner: set[ir.Node] = set()
-    frontier = {v for v in root.inputs if v is not None and not _constant(v)}
+    frontier, found = set(_variables(root)), list[Span]()
     for _ in range(DEEPEST):
         if len(frontier) == 1 and (inner or len(_variables(root)) > 1):
             (source,) = frontier
-            return Span(source, frozenset(inner)) if inner or root.op_type != "Add" else None
+            if inner or root.op_type != "Add":
+                found.append(Span(source, frozenset(inner)))
+            if len(found) == SOURCES:
+                break
         producers = [p for v in frontier if (p := v.producer()) is not None]
         last = max(producers, key=_position, default=None)
         if last is None or last.op_type not in STEPS | JOINS:
-            return None
+            break
         inner.add(last)
         frontier -= set(last.outputs)
-        frontier |= {v for v in last.inputs if v is not None and not _constant(v)}
-    return None
+        frontier |= set(_variables(last))
+    return found
 
 
 def _variables(node: ir.Node) -> list[ir.Value]:
-    return [v for v in node.inputs if v is not None and not _constant(v)]
+    return [v for v in node.inputs if v is not None and _number(v) is None]
 
 
 def _position(node: ir.Node) -> int:
@@ -110,49 +119,58 @@ def _position(node: ir.Node) -> int:
     return position
 
 
-def _constant(value: ir.Value) -> bool:
-    contents = array(value)
-    return contents is not None and contents.size == 1
+def _number(value: ir.Value) -> NDArray[Any] | None:
+    """Return the one number that a constant holds, in whatever shape it is filled with it."""
+    contents, producer = array(value), value.producer()
+    if contents is not None:
+        uniform = contents.size > 0 and bool((contents == contents.flat[0]).all())
+        return np.asarray(contents.flat[0]) if uniform else None
+    if producer is None or producer.op_type not in FILLED or producer.inputs[0] is None:
+        return None
+    number = _number(producer.inputs[0])
+    return None if number is None or value.dtype is None else number.astype(value.dtype.numpy())
 
 
-def _curves(candidates: Mapping[ir.Node, Span], graph: ir.Graph) -> dict[ir.Node, Any]:
+def _curves(candidates: Sequence[tuple[ir.Node, Span]], graph: ir.Graph) -> list[Any]:
     """Evaluate every candidate at the probes, all of them in one run."""
     if not candidates:
-        return {}
+        return []
     from pellucid.graph.runtime import session
 
     nodes, tensors, outputs = [], {}, []
-    for index, (root, span) in enumerate(candidates.items()):
+    for index, (root, span) in enumerate(candidates):
         rename = {span.source.name: f"x_{np.dtype(_dtype(span.source))}"}
         for node in sorted(span.inner | {root}, key=_position):
             proto = ir.serde.serialize_node(node)
             for i, value in enumerate(node.inputs):
-                if value is not None and value.const_value is not None:
-                    scalar = np.asarray(array(value)).reshape(())
-                    tensors[value.name or ""] = onnx.numpy_helper.from_array(scalar, value.name)
+                if value is not None and (number := _number(value)) is not None:
+                    tensors[value.name or ""] = onnx.numpy_helper.from_array(number, value.name)
                 elif value is not None:
                     proto.input[i] = rename.get(value.name, value.name)
             for i, value in enumerate(node.outputs):
                 rename[value.name] = proto.output[i] = f"{index}/{value.name}"
             nodes.append(proto)
         outputs.append(onnx.helper.make_empty_tensor_value_info(f"{index}/{root.outputs[0].name}"))
-    for kind in {np.dtype(_dtype(span.source)) for span in candidates.values()}:
+    for kind in {np.dtype(_dtype(span.source)) for _, span in candidates}:
         tensors[f"x_{kind}"] = onnx.numpy_helper.from_array(np.asarray(PROBES, kind), f"x_{kind}")
     for i, proto in enumerate(nodes):
         proto.name = f"probe_{i}"
     opsets = [onnx.helper.make_opsetid(d, v) for d, v in graph.opset_imports.items()]
     made = onnx.helper.make_graph(nodes, "probes", [], outputs, list(tensors.values()))
     model = onnx.helper.make_model(made, opset_imports=opsets, ir_version=10)
-    results = session(model, optimize=False).run(None, {})
-    return dict(zip(candidates, results, strict=True))
+    results: list[Any] = session(model, optimize=False).run(None, {})
+    return results
 
 
 def _dtype(value: ir.Value) -> Any:
     return (value.dtype or ir.DataType.FLOAT).numpy()
 
 
-def _rectifies(curve: Any) -> bool:
-    """0 at 0; like x at one end and small at the other, or bent to a lesser slope there."""
+def rectifies(curve: Any) -> bool:
+    """Whether a function is a rectifier, by its values at the probes.
+
+    It is 0 at 0, like x at one end, and small at the other or bent to a lesser slope there.
+    """
     values = np.asarray(curve, np.float64)
     if values.shape != (len(PROBES),) or not np.all(np.isfinite(values)) or abs(values[2]) > 1e-6:
         return False

@@ -192,6 +192,10 @@ def test_what_has_no_export_says_why_and_still_explains(place):
 def test_a_rectifier_that_the_framework_does_not_know_is_said(place):
     import torch
 
+    @torch.jit.script
+    def rectified(y):
+        return (y + y.abs()) / 2
+
     class Halves(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -200,7 +204,7 @@ def test_a_rectifier_that_the_framework_does_not_know_is_said(place):
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             y = self.conv(x)
-            return self.head(((y + y.abs()) / 2).mean((2, 3)))  # relu(y)
+            return self.head(rectified(y).mean((2, 3)))
 
     x = np.random.default_rng(0).standard_normal((1, 3, 12, 12), np.float32)
     model = pellucid.load(Halves())

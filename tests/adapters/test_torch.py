@@ -55,6 +55,34 @@ def zero_below(x):
     return x
 
 
+def set_below(x):
+    x = x.clone()
+    x[x <= 0] = x.new_zeros(())
+    return x
+
+
+def scattered(x):
+    return x.clone().masked_scatter_(x < 0, torch.zeros_like(x))
+
+
+def clamped_in_place(x):
+    x.clamp_min_(0)
+
+
+class Rectified(torch.autograd.Function):
+    """A ReLU with a gradient of its own."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        (x,) = ctx.saved_tensors
+        return cotangent * (x > 0)
+
+
 SPELLINGS = {
     "module": nn.ReLU(),
     "in-place module": nn.ReLU(inplace=True),
@@ -77,6 +105,30 @@ SPELLINGS = {
     "index assignment": zero_below,
     "max": lambda x: torch.max(x, torch.zeros_like(x)),
     "jit": torch.jit.script(nn.ReLU()),
+    "mean with its magnitude": lambda x: (x + x.abs()) / 2,
+    "half of the sum with its magnitude": lambda x: 0.5 * (x + torch.abs(x)),
+    "half and half its magnitude": lambda x: x / 2 + x.abs().mul_(0.5),
+    "magnitude as a root": lambda x: (x + torch.sqrt(x * x)) / 2,
+    "negative minimum": lambda x: -torch.minimum(-x, torch.zeros(())),
+    "negative clamp": lambda x: -(-x).clamp(max=0),
+    "less its minimum": lambda x: x - x.clamp(max=0),
+    "with the other rectifier": lambda x: x + F.relu(-x),
+    "torch.threshold": lambda x: torch.threshold(x, 0, 0),
+    "threshold_": lambda x: F.threshold_(x.clone(), 0.0, 0.0),
+    "clamp_min_": clamped_in_place,
+    "clamp to a tensor": lambda x: x.clamp(min=torch.zeros(())),
+    "clamp to infinity": lambda x: x.clamp(0, float("inf")),
+    "fmax": lambda x: torch.fmax(x, torch.zeros(())),
+    "comparison of zeros": lambda x: torch.where(torch.zeros_like(x) < x, x, torch.zeros_like(x)),
+    "where, by gt": lambda x: x.where(torch.gt(x, torch.zeros_like(x)), 0),
+    "times its sign, clamped": lambda x: x * torch.sign(x).clamp(min=0),
+    "times its sign and one": lambda x: x * (torch.sign(x) + 1) / 2,
+    "mask of the detached": lambda x: x * (x.detach() > 0),
+    "mask of the data": lambda x: x.masked_fill(x.data < 0, 0),
+    "index assignment of a tensor": set_below,
+    "masked_scatter_": scattered,
+    "autograd.Function": Rectified.apply,
+    "vmap": lambda x: torch.func.vmap(F.relu)(x),
 }
 
 
@@ -100,6 +152,21 @@ def test_rectifier_rule_holds_however_relu_is_written(spelling, rule):
 
 
 CHOICES = {
+    "leaky by maximum": (lambda z: torch.maximum(z, 0.1 * z), lambda z: F.leaky_relu(z, 0.1)),
+    "leaky by sum": (lambda z: F.relu(z) - 0.1 * F.relu(-z), lambda z: F.leaky_relu(z, 0.1)),
+    "leaky by magnitude": (lambda z: 0.55 * z + 0.45 * z.abs(), lambda z: F.leaky_relu(z, 0.1)),
+    "elu by sum": (lambda z: F.relu(z) - F.relu(1 - torch.exp(z)), F.elu),
+    "elu by clamps": (lambda z: z.clamp(min=0) + torch.expm1(z.clamp(max=0)), F.elu),
+    "silu": (lambda z: z * torch.sigmoid(z), F.silu),
+    "silu by quotient": (lambda z: z / (1 + torch.exp(-z)), F.silu),
+    "gelu": (lambda z: 0.5 * z * (1 + torch.erf(z / 2**0.5)), F.gelu),
+    "mish": (lambda z: z * torch.tanh(F.softplus(z)), F.mish),
+    "hard swish": (lambda z: z * F.relu6(z + 3) / 6, F.hardswish),
+    "relu6 by minimum": (lambda z: torch.minimum(F.relu(z), torch.tensor(6.0)), F.relu6),
+    "softplus": (F.softplus, None),
+    "magnitude": (lambda z: z.abs(), None),
+    "square": (lambda z: z * z, None),
+    "sum with something else": (lambda z: (z + z.flip(-1).abs()) / 2, None),
     "leaky": (lambda z: torch.where(z > 0, z, 0.1 * z), lambda z: F.leaky_relu(z, 0.1)),
     "leaky, two masks": (lambda z: torch.where(z < 0, 0.1 * z, z), lambda z: F.leaky_relu(z, 0.1)),
     "elu": (lambda z: torch.where(z > 0, z, torch.expm1(z)), F.elu),
@@ -108,6 +175,37 @@ CHOICES = {
     "a mask of something else": (lambda z: z * (z.flip(-1) > 0), None),
     "what is below": (lambda z: z * (z < 0), None),
 }
+
+
+def test_which_layers_are_fetched_does_not_change_the_gradient_at_a_layer():
+    """Layers are handed on as copies, which are no part of the rectifier before them."""
+    network = nn.Sequential(nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()), nn.Conv2d(3, 2, 3)).eval()
+    x = np.random.default_rng(0).standard_normal((1, 2, 8, 8)).astype(np.float32)
+    model = TorchAdapter(network)
+
+    def gradient(fetch):
+        seed = lambda values: {"output": np.ones_like(values["output"])}  # noqa: E731
+        return model.pullback(x, seed, ["0.1"], ["output", *fetch], "guided")[1]["0.1"]
+
+    alone, among = gradient([]), gradient(["0", "0.0", "1"])
+    assert (alone < 0).any()
+    np.testing.assert_array_equal(among, alone)
+
+
+def test_a_swish_with_a_learned_slope_is_a_rectifier():
+    class Swish(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.beta = nn.Parameter(torch.tensor(1.5))
+
+        def forward(self, x):
+            z = x * 1.0
+            return z * torch.sigmoid(self.beta * z)
+
+    x, cotangent = np.random.default_rng(0).standard_normal((2, 2, 3, 4, 4)).astype(np.float32)
+    model = TorchAdapter(Swish())
+    found = model.pullback(x, lambda _: {"output": cotangent}, ["input"], ["output"], "deconv")
+    np.testing.assert_allclose(found[1]["input"], np.maximum(cotangent, 0), atol=1e-6)
 
 
 @pytest.mark.parametrize("rule", ["guided", "deconv"])

@@ -40,6 +40,33 @@ SPELLINGS: dict[str, tuple[list[onnx.NodeProto], Callable[[torch.Tensor], torch.
         [N("Greater", ["h", "zero"], ["b"]), N("Where", ["b", "h", "zero"], ["y"])],
         F.relu,
     ),
+    "mean with its magnitude": (
+        [N("Abs", ["h"], ["a"]), N("Add", ["h", "a"], ["s"]), N("Mul", ["s", "half"], ["y"])],
+        F.relu,
+    ),
+    "magnitude as a root": (
+        [N("Mul", ["h", "h"], ["q"]), N("Sqrt", ["q"], ["a"]), N("Add", ["h", "a"], ["s"]),
+         N("Div", ["s", "two"], ["y"])],
+        F.relu,
+    ),
+    "negative minimum": (
+        [N("Neg", ["h"], ["n"]), N("Min", ["n", "zero"], ["m"]), N("Neg", ["m"], ["y"])],
+        F.relu,
+    ),
+    "with the other rectifier": (
+        [N("Neg", ["h"], ["n"]), N("Relu", ["n"], ["r"]), N("Add", ["h", "r"], ["y"])],
+        F.relu,
+    ),
+    "less or equal, in three": (
+        [N("Less", ["h", "zero"], ["l"]), N("Equal", ["h", "zero"], ["e"]),
+         N("Or", ["l", "e"], ["b"]), N("Where", ["b", "zero", "h"], ["y"])],
+        F.relu,
+    ),
+    "zeros of its shape": (
+        [N("Shape", ["h"], ["n"]), N("Expand", ["zero", "n"], ["z"]),
+         N("Greater", ["h", "z"], ["b"]), N("Where", ["b", "h", "z"], ["y"])],
+        F.relu,
+    ),
     "leaky": ([N("LeakyRelu", ["h"], ["y"], alpha=0.2)], lambda x: F.leaky_relu(x, 0.2)),
     "leaky by max": (
         [N("Mul", ["h", "slope"], ["m"]), N("Max", ["h", "m"], ["y"])],

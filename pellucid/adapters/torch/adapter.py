@@ -28,7 +28,7 @@ from pellucid.adapters.base import (
 )
 from pellucid.adapters.torch.channels_last import Kernels, is_image, with_channels_last
 from pellucid.adapters.torch.code import code_digest, is_plain
-from pellucid.adapters.torch.gates import Gates
+from pellucid.adapters.torch.curves import Curves, Span
 from pellucid.adapters.torch.norms import ScaledNorms
 from pellucid.adapters.torch.observe import (
     FinalActivations,
@@ -261,11 +261,11 @@ class TorchAdapter(Adapter):
         relu: Rectifier,
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         def compute(tensors: list[Tensor]) -> tuple[dict[str, Array], dict[str, Array]]:
-            gates = Gates()
-            with ScaledNorms(), nullcontext() if relu == "exact" else gates:
+            curves = Curves()
+            with ScaledNorms(), nullcontext() if relu == "exact" else curves:
                 found = self._forward(tensors, Keeper({*fetch, *wrt}, wrt))
             values = {name: _numpy(found[name].value) for name in fetch}
-            gradients = _backward(found, seed(values), wrt, relu, gates.found)
+            gradients = _backward(found, seed(values), wrt, relu, curves.spans())
             return values, {name: _numpy(g) for name, g in zip(wrt, gradients, strict=True)}
 
         recording = (torch.inference_mode(False), torch.enable_grad())
@@ -341,7 +341,7 @@ def _backward(
     cotangents: Mapping[str, Array],
     wrt: Sequence[str],
     relu: Rectifier,
-    gated: Mapping[Any, int],
+    spans: Sequence[Span],
 ) -> list[Tensor]:
     points: dict[str, Any] = {
         n: p for n in (*cotangents, *wrt) if (p := found[n].point) is not None
@@ -350,7 +350,7 @@ def _backward(
     inputs = [name for name in wrt if name in points]
     gradients: dict[str, Tensor | None] = {}
     if starts and inputs:
-        bend_rectifiers([points[name] for name in starts], relu, gated)
+        bend_rectifiers([points[name] for name in starts], relu, spans)
         seeds = [torch.tensor(cotangents[name]).to(found[name].value) for name in starts]
         try:
             results = torch.autograd.grad(

@@ -11,7 +11,7 @@ apply the derivative (1412.6806, 1311.2901).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from pellucid.adapters.base import Rectifier
+from pellucid.adapters.torch.curves import Span
 
-__all__ = ["bend_rectifiers", "is_zero"]
+__all__ = ["bend_rectifiers"]
 
 _RECTIFIERS = frozenset((
     "ReluBackward0", "LeakyReluBackward0", "PreluKernelBackward0", "EluBackward0",
@@ -40,24 +41,27 @@ _LOWER_BOUND = {
 
 
 def bend_rectifiers(
-    starts: Iterable[Tensor | GradientEdge], rule: Rectifier, gated: Mapping[Any, int]
+    starts: Iterable[Tensor | GradientEdge], rule: Rectifier, spans: Sequence[Span]
 ) -> None:
     """Register the rule on every rectifier from these points of the graph back to its leaves.
 
-    `gated` are further nodes that are rectifiers, see `pellucid.adapters.torch.gates`: node ->
-    which of its inputs is rectified.
+    `spans` are rectifiers that are no single node of a known kind, or contain such a node.
     """
     if rule == "exact":
         return
+    spelled = {span.last: span for span in spans}
+    inside = {node for span in spans for node in span.inner}
     for node in _nodes(starts):
-        if node not in gated and not _is_rectifier(node):
+        if node in inside or not (node in spelled or _is_rectifier(node)):
             continue
         if rule == "guided" and node.name() == "ReluBackward0":
             node.register_hook(_clipped)
         elif rule == "guided":
             node.register_prehook(_positive)
+        elif node in spelled and not _is_rectifier(node):
+            _carry(spelled[node])
         else:
-            node.register_hook(_to_one(gated[node]) if node in gated else _passed_on)
+            node.register_hook(_passed_on)
 
 
 def _nodes(starts: Iterable[Tensor | GradientEdge]) -> Iterator[Any]:
@@ -79,17 +83,8 @@ def _is_rectifier(node: Any) -> bool:
     if name in _RECTIFIERS:
         return True
     if name in _LOWER_BOUND:
-        return is_zero(getattr(node, _LOWER_BOUND[name], None))
-    if name == "MaximumBackward0":  # torch.maximum(x, zeros)
-        return is_zero(node._saved_other) or is_zero(node._saved_self)
+        return getattr(node, _LOWER_BOUND[name], None) == 0
     return False
-
-
-def is_zero(value: Any) -> bool:
-    """Whether a value is a constant of zeros."""
-    if isinstance(value, Tensor):
-        return not value.requires_grad and not bool(value.detach().any())
-    return value is not None and value == 0
 
 
 def _positive(cotangents: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
@@ -120,13 +115,30 @@ def _passed_on(
     )
 
 
-def _to_one(index: int) -> Callable[..., tuple[Tensor | None, ...]]:
-    """Pass on to one of several inputs that follow from the same tensor."""
+def _carry(span: Span) -> None:
+    """Pass the positive cotangent of a spelled-out rectifier to its source, past what is between.
 
-    def hook(
-        inward: tuple[Tensor | None, ...], outward: tuple[Tensor | None, ...]
-    ) -> tuple[Tensor | None, ...]:
-        passed = _passed_on(inward, outward)
-        return tuple(one if i == index or one is None else one * 0 for i, one in enumerate(passed))
+    What is between gets zeros, so that its nodes run before the source, which then gets all.
+    """
+    held: list[Tensor] = []
+    source = span.source
 
-    return hook
+    def take(cotangents: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        held.extend(c.clamp(min=0) for c in cotangents if c is not None)
+        return tuple(None if c is None else torch.zeros_like(c) for c in cotangents)
+
+    def give(cotangents: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        here = source.edge.output_nr
+        return tuple(c if i != here else _sum(c, held) for i, c in enumerate(cotangents))
+
+    span.last.register_prehook(take)
+    if source.leaf is None:
+        source.edge.node.register_prehook(give)
+    else:
+        source.leaf.register_hook(lambda gradient: _sum(gradient, held))  # type: ignore[no-untyped-call]
+
+
+def _sum(cotangent: Tensor | None, held: list[Tensor]) -> Tensor | None:
+    terms = [term for term in (cotangent, *held) if term is not None]
+    held.clear()
+    return torch.stack(terms).sum(dim=0) if terms else None
