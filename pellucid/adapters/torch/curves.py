@@ -203,8 +203,11 @@ def _number(tensor: Tensor) -> Tensor | None:
     """Return the one number of which a constant consists, or None."""
     if not tensor.numel():
         return None
-    first = tensor.detach().reshape(-1)[0]
-    return first.cpu() if tensor.numel() == 1 or bool((tensor == first).all()) else None
+    flat = tensor.detach().reshape(-1)
+    for part in (flat[:16], flat):  # few numbers tell an image from a constant
+        if not bool((part == flat[0]).all()):
+            return None
+    return flat[0].cpu()
 
 
 def _between(last: Any, source: _Source) -> frozenset[Any] | None:
