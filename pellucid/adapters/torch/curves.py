@@ -115,12 +115,15 @@ class Curves(TorchFunctionMode):
         name = getattr(func, "__name__", "").strip("_")
         if not (name in _ELEMENTWISE or func == _DETACHED) or "out" in kwargs:
             return func(*args, **kwargs)
-        again = self._again(func, args, kwargs)
-        before = [(id(t), _version(t)) for t in _tensors(args)]
+        with torch._C.DisableTorchFunction():
+            again = self._again(func, args, kwargs)
+            before = [(id(t), _version(t)) for t in _tensors(args)]
         result = func(*args, **kwargs)
         made = args[0] if result is None else result
-        if again and isinstance(made, Tensor) and (id(made), _version(made)) not in before:
-            self._note(made, again)
+        if again and isinstance(made, Tensor):
+            with torch._C.DisableTorchFunction():
+                if (id(made), _version(made)) not in before:
+                    self._note(made, again)
         return result
 
     # ---- curves ------------------------------------------------------------------------------
@@ -146,7 +149,7 @@ class Curves(TorchFunctionMode):
                 return found if isinstance(found, Tensor) else found[source].clone()
 
             given = _replaced(args, curve)
-            with suppress(Exception), torch._C.DisableTorchFunction(), torch.no_grad():
+            with suppress(Exception), torch.no_grad():
                 result = func(*given, **_replaced(kwargs, curve))
                 result = given[0] if result is None else result
                 if isinstance(result, Tensor) and result.shape == self._probes.shape:
