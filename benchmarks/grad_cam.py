@@ -29,7 +29,7 @@ from benchmarks.results import write_section
 from tests.parity.peers import stand_ins
 
 ROUNDS = {1: 14, 8: 8}
-TARGET = 7
+TARGET = 4  # a class for which something speaks: an empty map would be examined too
 TORCH_LAYER = "layer4.2"
 KERAS_LAYER = "conv5_block3_out"
 PACKAGES = {

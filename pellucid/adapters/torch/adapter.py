@@ -26,7 +26,7 @@ from pellucid.adapters.base import (
     normalised_moments,
     numbered,
 )
-from pellucid.adapters.torch.channels_last import Kernels, is_image, with_channels_last
+from pellucid.adapters.torch.channels_last import Kernels, with_channels_last
 from pellucid.adapters.torch.code import code_digest, is_plain
 from pellucid.adapters.torch.curves import Curves, Span
 from pellucid.adapters.torch.norms import ScaledNorms
@@ -279,7 +279,7 @@ class TorchAdapter(Adapter):
         returns) they are given as they are, from then on.
         """
         tensors = self._tensors(x)
-        if self._channels_last and any(is_image(tensor) for tensor in tensors):
+        if self._channels_last and self._kernels.pay(self.module, tensors):
             try:
                 with self._kernels.lent(self.module):
                     return compute([with_channels_last(tensor) for tensor in tensors])

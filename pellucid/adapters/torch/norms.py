@@ -38,6 +38,7 @@ def _normalised(
 ) -> Tensor:
     vectors = [v for v in (running_mean, running_var, weight, bias) if v is not None]
     plain = all(v.dtype == input.dtype and not v.requires_grad for v in vectors)
+    plain = plain and input.requires_grad
     if training or running_mean is None or running_var is None or not plain:
         statistics = (running_mean, running_var)
         return batch_norm(input, *statistics, weight, bias, training, momentum, eps)
