@@ -13,10 +13,12 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
@@ -42,6 +44,7 @@ _ELEMENTWISE = frozenset((
 ))  # fmt: skip
 _FARTHEST = 8  # tensors back to which a curve is known
 _LONGEST = 64  # nodes in one spelling
+_MOST_KEPT = 256  # curves of functions of one tensor
 _DETACHED = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 
 
@@ -60,7 +63,29 @@ class _Source:
     shape: tuple[int, ...]
 
 
-Known = dict[_Source, Tensor]  # the nearest source last
+@dataclass(eq=False)
+class _Curve:
+    """What a function of one number makes of the probes."""
+
+    values: Tensor
+
+    @cached_property
+    def numbers(self) -> NDArray[np.float64]:
+        return np.asarray(self.values.cpu().double().numpy())
+
+    @cached_property
+    def is_straight(self) -> bool:
+        """Whether a number stays what it was."""
+        return np.array_equal(self.numbers, PROBES)
+
+    @cached_property
+    def rectifies(self) -> bool:
+        return rectifies(self.numbers)
+
+
+Known = dict[_Source, _Curve]  # the nearest source last
+_STRAIGHT = _Curve(torch.tensor(PROBES, dtype=torch.float64))
+_made_of_straight: dict[Any, _Curve] = {}  # by function and settings: an activation comes often
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +119,6 @@ class Curves(TorchFunctionMode):
         super().__init__()
         self._entries: dict[int, _Entry] = {}
         self._found: list[tuple[Any, _Source]] = []  # the node, or a tensor that may get one
-        self._probes = torch.tensor(PROBES, dtype=torch.float64)
 
     def spans(self) -> list[Span]:
         """Return the rectifiers; the largest spelling counts, what it contains is part of it."""
@@ -146,14 +170,22 @@ class Curves(TorchFunctionMode):
 
             def curve(tensor: Tensor, source: _Source = source) -> Tensor:
                 found = known[id(tensor)]
-                return found if isinstance(found, Tensor) else found[source].clone()
+                return found if isinstance(found, Tensor) else found[source].values.clone()
 
+            key = None
+            if len(operands) == 1 and tracked[0][source] is _STRAIGHT:
+                key = _named(func, args, kwargs)
+            if key in _made_of_straight:
+                results[source] = _made_of_straight[key]
+                continue
             given = _replaced(args, curve)
             with suppress(Exception), torch.no_grad():
                 result = func(*given, **_replaced(kwargs, curve))
                 result = given[0] if result is None else result
-                if isinstance(result, Tensor) and result.shape == self._probes.shape:
-                    results[source] = result
+                if isinstance(result, Tensor) and result.shape == _STRAIGHT.values.shape:
+                    results[source] = _Curve(result)
+                    if key is not None and len(_made_of_straight) < _MOST_KEPT:
+                        _made_of_straight[key] = results[source]
         return results
 
     def _known(self, tensor: Tensor) -> Known | Tensor | None:
@@ -168,7 +200,7 @@ class Curves(TorchFunctionMode):
         if entry.own is None and tensor.requires_grad:
             leaf = tensor if tensor.grad_fn is None else None
             entry.own = _Source(get_gradient_edge(tensor), leaf, tuple(tensor.shape))
-            entry.known[entry.own] = self._probes
+            entry.known[entry.own] = _STRAIGHT
         return entry.known
 
     def _note(self, made: Tensor, curves: Known) -> None:
@@ -176,10 +208,9 @@ class Curves(TorchFunctionMode):
         entry = _Entry(weakref.ref(made), _version(made), curves)
         self._entries[id(made)] = entry
         for source, curve in reversed(curves.items()):
-            values = curve.cpu().double().numpy()
-            if np.array_equal(values, PROBES):
+            if curve.is_straight:
                 return  # it is what it was before
-            if source.shape == tuple(made.shape) and rectifies(values):
+            if source.shape == tuple(made.shape) and curve.rectifies:
                 self._found.append((made.grad_fn if made.requires_grad else made, source))
                 return
 
@@ -192,7 +223,7 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _replaced(values: Any, curve: Callable[[Tensor], Tensor]) -> Any:
+def _replaced(values: Any, curve: Callable[[Tensor], Any]) -> Any:
     if isinstance(values, Tensor):
         return curve(values)
     if isinstance(values, dict):
@@ -200,6 +231,16 @@ def _replaced(values: Any, curve: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(values, tuple | list):
         return type(values)(_replaced(value, curve) for value in values)
     return values
+
+
+def _named(func: Any, args: Any, kwargs: Any) -> Any:
+    """Return what tells a function of one tensor from others, or None."""
+    key = (func, _replaced(args, type), tuple(_replaced(kwargs, type).items()))
+    try:
+        hash(key)
+    except TypeError:  # a list among its settings
+        return None
+    return key
 
 
 def _number(tensor: Tensor) -> Tensor | None:
