@@ -2,14 +2,15 @@
 
 An operator like Relu is one by its name. `x * sigmoid(x)`, a GELU spelled out or `x * (x > 0)` is
 found by its form: a product, sum or choice whose operands all follow element by element from one
-tensor x. Such a function of one number is a rectifier if it is 0 at 0, grows like x on one side
-and stays small on the other; so it is simply evaluated there.
+tensor x. Such a function of one number is a rectifier if it is 0 at 0, grows like x on one side,
+for ever or up to a limit, and stays small on the other; so it is simply evaluated there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from pellucid.graph.rules.rectifier import zero
 from pellucid.graph.tape import array
 
-__all__ = ["PROBES", "Rectifier", "Span", "find_rectifiers", "rectifies"]
+__all__ = ["PROBES", "Rectifier", "Span", "filled_with", "find_rectifiers", "rectified"]
 
 Rectifier = Literal[
     "exact", "guided", "deconv",
@@ -30,11 +31,12 @@ Rectifier = Literal[
 NAMED = {"Celu", "Elu", "Gelu", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu", "Selu", "Swish"}
 NAMED |= {"ThresholdedRelu"}
 JOINS = {"Mul", "Where", "Max", "Min", "Div", "Add", "Sub", "Neg"}
-STEPS = {"Abs", "Cast", "Clip", "Erf", "Exp", "Greater", "GreaterOrEqual", "HardSigmoid", "Less"}
-STEPS |= {"LessOrEqual", "Log", "Neg", "Not", "Pow", "Reciprocal", "Relu", "Sigmoid", "Sign"}
-STEPS |= {"Softplus", "Tanh", "CastLike", "Identity", "And", "Or", "Equal", "Sqrt", "Elu"}
+CUTS = {"Relu", "Clip"}
+STEPS = {"Abs", "And", "Cast", "CastLike", "Clip", "Equal", "Erf", "Exp", "Expand", "Greater"}
+STEPS |= {"GreaterOrEqual", "HardSigmoid", "Identity", "Less", "LessOrEqual", "Log", "Neg", "Not"}
+STEPS |= {"Or", "Pow", "Reciprocal", "Shape", "Sigmoid", "Sign", "Softplus", "Sqrt", "Tanh", *NAMED}
 FILLED = {"Expand", "Reshape", "Slice", "Identity", "Cast"}  # keep one number one number
-PROBES = (-30.0, -8.0, 0.0, 8.0, 30.0)
+PROBES = (-30.0, -8.0, -0.125, 0.0, 0.125, 8.0, 30.0)
 DEEPEST = 24  # nodes in one spelled-out activation
 SOURCES = 3  # values, the nearest first, of which it may be a function
 
@@ -62,12 +64,14 @@ def find_rectifiers(nodes: Sequence[ir.Node], graph: ir.Graph) -> Mapping[ir.Nod
     for node in nodes:
         if _named(node) and (source := _variable(node)) is not None:
             found[node] = Span(source, frozenset())
-        elif node.op_type in JOINS:
+        if node.op_type in JOINS or (node in found and node.op_type in CUTS):
             candidates += [(node, span) for span in _of_one_variable(node)]
     spelled: dict[ir.Node, Span] = {}
-    for (node, span), curve in zip(candidates, _curves(candidates, graph), strict=True):
-        if rectifies(curve):
-            spelled.setdefault(node, span)
+    judged = zip(candidates, _curves(candidates, graph), strict=True)
+    for node, group in groupby(judged, lambda pair: pair[0][0]):
+        spans, curves = zip(*((span, curve) for (_, span), curve in group), strict=True)
+        if (chosen := rectified(curves)) is not None:
+            spelled[node] = spans[chosen]
     inside: set[ir.Node] = set()
     for node in reversed(nodes):  # the largest spelling counts: what it contains is part of it
         if node in spelled and node not in inside:
@@ -94,7 +98,7 @@ def _of_one_variable(root: ir.Node) -> list[Span]:
     inner: set[ir.Node] = set()
     frontier, found = set(_variables(root)), list[Span]()
     for _ in range(DEEPEST):
-        if len(frontier) == 1 and (inner or len(_variables(root)) > 1):
+        if len(frontier) == 1 and (inner or len(_variables(root)) > 1 or _named(root)):
             (source,) = frontier
             if inner or root.op_type != "Add":
                 found.append(Span(source, frozenset(inner)))
@@ -111,7 +115,7 @@ def _of_one_variable(root: ir.Node) -> list[Span]:
 
 
 def _variables(node: ir.Node) -> list[ir.Value]:
-    return [v for v in node.inputs if v is not None and _number(v) is None]
+    return [v for v in node.inputs if v is not None and filled_with(v) is None]
 
 
 def _position(node: ir.Node) -> int:
@@ -119,7 +123,7 @@ def _position(node: ir.Node) -> int:
     return position
 
 
-def _number(value: ir.Value) -> NDArray[Any] | None:
+def filled_with(value: ir.Value) -> NDArray[Any] | None:
     """Return the one number that a constant holds, in whatever shape it is filled with it."""
     contents, producer = array(value), value.producer()
     if contents is not None:
@@ -127,7 +131,7 @@ def _number(value: ir.Value) -> NDArray[Any] | None:
         return np.asarray(contents.flat[0]) if uniform else None
     if producer is None or producer.op_type not in FILLED or producer.inputs[0] is None:
         return None
-    number = _number(producer.inputs[0])
+    number = filled_with(producer.inputs[0])
     return None if number is None or value.dtype is None else number.astype(value.dtype.numpy())
 
 
@@ -143,7 +147,7 @@ def _curves(candidates: Sequence[tuple[ir.Node, Span]], graph: ir.Graph) -> list
         for node in sorted(span.inner | {root}, key=_position):
             proto = ir.serde.serialize_node(node)
             for i, value in enumerate(node.inputs):
-                if value is not None and (number := _number(value)) is not None:
+                if value is not None and (number := filled_with(value)) is not None:
                     tensors[value.name or ""] = onnx.numpy_helper.from_array(number, value.name)
                 elif value is not None:
                     proto.input[i] = rename.get(value.name, value.name)
@@ -166,15 +170,39 @@ def _dtype(value: ir.Value) -> Any:
     return (value.dtype or ir.DataType.FLOAT).numpy()
 
 
-def rectifies(curve: Any) -> bool:
+def rectified(curves: Iterable[Any]) -> int | None:
+    """Return which source a function rectifies, by its values at the probes of each source.
+
+    That is the nearest one, with which they begin, of which it is a rectifier. What is cut off
+    above first counts as one with it: max(min(x, 6), 0) rectifies x, as min(max(x, 0), 6) does.
+    """
+    found, nearest = None, np.empty(0)
+    for index, curve in enumerate(curves):
+        values = np.asarray(curve, np.float64)
+        if found is None and np.array_equal(values, PROBES):
+            return None  # it is what it was before
+        if found is None and _rectifies(values):
+            found, nearest = index, values
+        elif found is not None and values[-1] < nearest[-1]:
+            found = index if np.array_equal(values, np.minimum(nearest, values[-1])) else found
+    return found
+
+
+def _rectifies(values: NDArray[np.float64]) -> bool:
     """Whether a function is a rectifier, by its values at the probes.
 
-    It is 0 at 0, like x at one end, and small at the other or bent to a lesser slope there.
+    It is 0 at 0, like x above, and small below or bent to a lesser slope there. Or it consists of
+    straight parts, as those with a threshold or a limit do: the slope below, perhaps a gap, x, the
+    limit.
     """
-    values = np.asarray(curve, np.float64)
-    if values.shape != (len(PROBES),) or not np.all(np.isfinite(values)) or abs(values[2]) > 1e-6:
+    probes = np.asarray(PROBES)
+    if values.shape != probes.shape or not np.all(np.isfinite(values)):
         return False
-    up = 0.9 < values[4] / PROBES[4] < 1.1 and 0.9 < values[3] / PROBES[3] < 1.1
-    slope = values[0] / PROBES[0]
-    capped = 0 < values[3] == values[4] and values[0] == values[1] == 0  # ReLU6 spelled out
-    return bool((up and -0.1 < slope < 0.6) or capped)
+    zero, above, high = values[3], values[4], values[5:]
+    up = np.all(abs(high / probes[5:] - 1) < 0.1) and abs(zero) <= 1e-6
+    bent = values[2] != probes[2]  # at zero, unlike max(x, -1)
+    slope = (zero - values[0]) / -probes[0]
+    straight = np.allclose(values[:3], zero + slope * probes[:3], rtol=1e-3, atol=1e-6)
+    limited = high[1] > 0 and np.array_equal(high, np.minimum(probes[5:], high[1]))
+    parts = straight and zero <= 0 and above <= probes[4] and limited
+    return bool(((up and bent) or parts) and -0.1 < slope < 0.6)

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 import pellucid
+from pellucid.adapters.engine import engine_for
 from pellucid.adapters.keras.adapter import KerasAdapter
 from pellucid.errors import InputError, LayerError, UnsupportedError
 
@@ -166,6 +167,12 @@ def _spellings(k):
     import tensorflow as tf
 
     zero, cast = tf.zeros_like, tf.cast
+
+    @tf.custom_gradient
+    def custom(x):
+        y = (x + tf.abs(x)) / 2
+        return y, lambda g: g * cast(x > 0, x.dtype)
+
     found = {
         "times its sign": (lambda x: x * cast(x > 0, x.dtype), F.relu),
         "sign times it": (lambda x: cast(tf.greater_equal(x, 0), x.dtype) * x, F.relu),
@@ -175,6 +182,23 @@ def _spellings(k):
         "where, zeros": (lambda x: tf.where(x <= 0, zero(x), x), F.relu),
         "leaky where": (lambda x: tf.where(x > 0, x, 0.1 * x), lambda z: F.leaky_relu(z, 0.1)),
         "elu where": (lambda x: tf.where(x < 0, tf.math.expm1(x), x), F.elu),
+        "mean with its magnitude": (lambda x: (x + tf.abs(x)) / 2, F.relu),
+        "magnitude as a root": (lambda x: 0.5 * (x + tf.sqrt(x * x)), F.relu),
+        "negative minimum": (lambda x: -tf.minimum(-x, 0.0), F.relu),
+        "less its minimum": (lambda x: x - tf.minimum(x, zero(x)), F.relu),
+        "with the other rectifier": (lambda x: x + tf.nn.relu(-x), F.relu),
+        "times its sign and one": (lambda x: x * (tf.sign(x) + 1) / 2, F.relu),
+        "mask without a gradient": (lambda x: x * tf.stop_gradient(cast(x > 0, x.dtype)), F.relu),
+        "custom gradient": (custom, F.relu),
+        "leaky by maximum": (lambda x: tf.maximum(x, 0.1 * x), lambda z: F.leaky_relu(z, 0.1)),
+        "silu by quotient": (lambda x: x / (1 + tf.exp(-x)), F.silu),
+        "hard swish": (lambda x: x * tf.nn.relu6(x + 3) / 6, F.hardswish),
+        "clip": (lambda x: tf.clip_by_value(x, 0.0, 6.0), F.relu6),
+        "clip by others": (lambda x: tf.maximum(tf.minimum(x, 2.0), 0.0), lambda z: z.clamp(0, 2)),
+        "softplus": (tf.math.softplus, None),
+        "magnitude": (tf.abs, None),
+        "around zero": (lambda x: tf.clip_by_value(x, -1.0, 1.0), None),
+        "sum with something else": (lambda x: (x + tf.abs(x[:, ::-1])) / 2, None),
         "of something else": (lambda x: x * cast(x[:, ::-1] > 0, x.dtype), None),
         "where of two": (lambda x: tf.where(x > 0, x, x[:, ::-1]), None),
         "where not at zero": (lambda x: tf.where(x > 0, x, 1.0), None),
@@ -222,6 +246,62 @@ def test_rectifier_rules_hold_however_relu_is_written(k, rule):
             z = torch.from_numpy(values).requires_grad_()
             expected = torch.autograd.grad(known(z), z, outward)[0].numpy()
         np.testing.assert_allclose(gradient(model, rule), expected, atol=1e-6, err_msg=name)
+
+
+# slope below the threshold, limit, threshold
+ARGUMENTS = [(0, 2, 0), (0.1, 2, 0), (0, None, 1), (0, 2, 1), (0.1, None, 1), (0.1, 2, 1)]
+
+
+@FAMILIES
+def test_a_relu_with_arguments_is_one_rectifier_in_both_engines(k):
+    class Clip(k.layers.Layer):
+        def call(self, x):
+            return tf.clip_by_value(x, 0.0, 2.0)
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    layers = [Clip()]
+    for slope, limit, threshold in ARGUMENTS:
+        layers += [k.layers.ReLU(limit, slope, threshold)]
+    inputs = [k.layers.Input((8, 8, 2)) for _ in layers]
+    named = zip(layers, inputs, strict=True)
+    native = KerasAdapter(k.Model(inputs, [layer(x) for layer, x in named]))
+    x, cotangent = [3 * images(2, seed=i) for i in range(len(layers))], images(2, seed=99)
+    ports, outputs = [p.name for p in native.inputs], [p.name for p in native.outputs]
+    for model in (native, engine_for(native, "onnx")[0]):
+        for rule in ("guided", "deconv"):
+            seed = lambda _: dict.fromkeys(outputs, cotangent)  # noqa: E731
+            found = model.pullback(x, seed, ports, outputs, rule)[1]
+            for port, given, kind in zip(ports, x, [(0, 2, 0), *ARGUMENTS], strict=True):
+                slope, limit, threshold = kind
+                derivative = np.where(given > threshold, 1.0, slope)
+                derivative[given > (limit or np.inf)] = 0
+                expected = np.maximum(cotangent, 0) * (derivative if rule == "guided" else 1)
+                message = f"{model.engine} {rule} {kind}"
+                np.testing.assert_allclose(found[port], expected, atol=1e-6, err_msg=message)
+
+
+@FAMILIES
+def test_deconvnet_passes_by_what_is_between_and_keeps_its_other_uses(k):
+    class Written(k.layers.Layer):
+        def call(self, x):
+            double = 2 * x
+            magnitude = tf.abs(double)
+            return (double + magnitude) / 2 + tf.sin(magnitude)
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    inputs = k.layers.Input((8, 8, 2))
+    model = KerasAdapter(k.Model(inputs, Written()(inputs)))
+    x, cotangent = images(2), images(2, seed=1)
+    seed = lambda _: {"output": cotangent}  # noqa: E731
+    found = model.pullback(x, seed, ["input"], ["output"], "deconv")[1]["input"]
+    other = cotangent * np.cos(np.abs(2 * x)) * 2 * np.sign(x)
+    np.testing.assert_allclose(found, 2 * np.maximum(cotangent, 0) + other, atol=1e-5)
+    exact = model.pullback(x, seed, ["input"], ["output"])[1]["input"]
+    np.testing.assert_allclose(exact, 2 * cotangent * (x > 0) + other, atol=1e-5)
 
 
 @FAMILIES

@@ -163,6 +163,8 @@ CHOICES = {
     "mish": (lambda z: z * torch.tanh(F.softplus(z)), F.mish),
     "hard swish": (lambda z: z * F.relu6(z + 3) / 6, F.hardswish),
     "relu6 by minimum": (lambda z: torch.minimum(F.relu(z), torch.tensor(6.0)), F.relu6),
+    "relu6 by maximum": (lambda z: z.clamp(max=6.0).clamp(min=0), F.relu6),
+    "cut below": (lambda z: z.clamp(min=-1), None),
     "softplus": (F.softplus, None),
     "magnitude": (lambda z: z.abs(), None),
     "square": (lambda z: z * z, None),

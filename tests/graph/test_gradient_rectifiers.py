@@ -31,6 +31,23 @@ SPELLINGS: dict[str, tuple[list[onnx.NodeProto], Callable[[torch.Tensor], torch.
         [N("Max", ["h", "zero"], ["m"]), N("Min", ["m", "six"], ["y"])],
         F.relu6,
     ),
+    "relu6 by max and min": (
+        [N("Min", ["h", "six"], ["m"]), N("Max", ["zero", "m"], ["y"])],
+        F.relu6,
+    ),
+    "relu6 by relu and min": ([N("Min", ["h", "six"], ["m"]), N("Relu", ["m"], ["y"])], F.relu6),
+    "leaky up to a limit": (
+        [N("Clip", ["h", "zero", "six"], ["r"]), N("Neg", ["h"], ["n"]), N("Relu", ["n"], ["s"]),
+         N("Mul", ["s", "slope"], ["t"]), N("Sub", ["r", "t"], ["y"])],
+        lambda x: F.leaky_relu(x, 0.2).clamp(max=6),
+    ),
+    "written where negative": (
+        [N("Less", ["h", "zero"], ["b"]), N("NonZero", ["b"], ["n"]),
+         N("Transpose", ["n"], ["i"], perm=[1, 0]), N("GatherND", ["h", "i"], ["u"]),
+         N("Shape", ["u"], ["k"]), N("Expand", ["zero", "k"], ["w"]),
+         N("ScatterND", ["h", "i", "w"], ["y"])],
+        F.relu,
+    ),
     "mask": (
         [N("Greater", ["h", "zero"], ["b"]), N("Cast", ["b"], ["m"], to=1),
          N("Mul", ["h", "m"], ["y"])],
@@ -140,6 +157,7 @@ OTHERS: dict[str, list[onnx.NodeProto]] = {
     "square": [N("Mul", ["h", "h"], ["y"])],
     "double": [N("Add", ["h", "h"], ["y"])],
     "clip around zero": [N("Clip", ["h", "minus", "one"], ["y"])],
+    "cut below": [N("Add", ["h", "zero"], ["s"]), N("Max", ["s", "minus"], ["y"])],
     "residual": [N("Sin", ["h"], ["s"]), N("Add", ["h", "s"], ["y"])],
     "gate": [
         N("ReduceMean", ["h"], ["m"]),

@@ -5,10 +5,10 @@ the name of another gradient function. So the rule holds however the rectifier w
 layer, an Activation, fused into a convolution, an operation, shared or nested.
 
 The policy is that of `pellucid.adapters.torch.rectifiers`: `guided` sets negative cotangents to
-zero and then applies the exact derivative; `deconv` does not apply the derivative. TensorFlow
-has no operation for GELU, SiLU, Mish, hard-swish and PReLU; they are recognised by what they are,
-`x` times a gate made of `x` alone. So are `x * (x > 0)`, and `where(x > 0, x, ...)` with zero or a
-function of `x` alone as the alternative.
+zero and then applies the exact derivative; `deconv` does not apply the derivative. Most
+rectifiers are no single operation. So each operation that works element by element is done once
+more on a few numbers in place of the tensor from which it started, and judged by
+`pellucid.graph.rectifiers` as a function of one number.
 """
 
 from __future__ import annotations
@@ -18,40 +18,48 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
 from tensorflow.python.framework import ops
 
 from pellucid.adapters.base import Rectifier
+from pellucid.graph.rectifiers import PROBES, rectified
 
 __all__ = ["bent_rectifiers", "find_rectifiers"]
 
-_SINGLE = frozenset(("Relu", "Relu6", "LeakyRelu", "Elu", "Selu"))
-_ABOVE, _BELOW = ("Greater", "GreaterEqual"), ("Less", "LessEqual")
-_GATES = frozenset(("Sigmoid", "Tanh", "Erf", "Erfc", "Relu6", *_ABOVE))
-_ELEMENTWISE = _GATES | frozenset((
-    "Add", "AddV2", "Sub", "Mul", "RealDiv", "Pow", "Square", "Neg", "Softplus", "Exp", "Log1p",
-    "Minimum", "Maximum", "Relu", "Identity", "Cast", "Elu", "Expm1",
+_NAMED = frozenset(("Relu", "Relu6", "LeakyRelu", "Elu", "Selu"))
+_ELEMENTWISE = _NAMED | frozenset((
+    "Abs", "Add", "AddV2", "Atan", "Cast", "ClipByValue", "Div", "DivNoNan", "Equal", "Erf",
+    "Erfc", "Exp", "Expm1", "Greater", "GreaterEqual", "Identity", "IdentityN", "Inv", "Less",
+    "LessEqual", "Log", "Log1p", "LogicalAnd", "LogicalNot", "LogicalOr", "Maximum", "Minimum",
+    "Mul", "MulNoNan", "Neg", "NotEqual", "Pow", "RealDiv", "Reciprocal", "Rsqrt", "Select",
+    "SelectV2", "Sigmoid", "Sign", "Softplus", "Softsign", "Sqrt", "Square", "SquaredDifference",
+    "StopGradient", "Sub", "Tanh",
 ))  # fmt: skip
+_FARTHEST = 8  # tensors back to which a curve is known
 _ATTRIBUTE = "_gradient_op_type"
 _registered: dict[str, str] = {}
 
+Curves = dict[Any, Any]  # values at the probes by the tensor that they replace, the nearest last
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Found:
-    """An operation that ends a rectifier.
+    """A rectifier.
 
     Attributes
     ----------
-    operand : which of its inputs leads to the rectified tensor `x`.
-    factor : that input is `factor * x`.
-    inner : operations that belong to it and are no rectifiers of their own.
+    op : the operation that ends it.
+    source : the tensor that it rectifies.
+    operand : which of the operation's inputs leads there.
+    inner : its other operations.
     """
 
     op: Any
-    operand: int = 0
-    factor: float = 1.0
-    inner: tuple[Any, ...] = ()
+    source: Any
+    operand: int
+    inner: frozenset[Any] = frozenset()
 
 
 @contextmanager
@@ -59,11 +67,16 @@ def bent_rectifiers(graph: Any, rule: Rectifier) -> Iterator[None]:
     """Apply the rule to the gradient operations that are made inside the context."""
     found = [] if rule == "exact" else find_rectifiers(graph)
     original = {rectifier.op: _gradient_name(rectifier.op) for rectifier in found}
+    before = {rectifier: rectifier.op.inputs[rectifier.operand] for rectifier in found}
     try:
         for rectifier in found:
             _name_gradient(rectifier.op, _registered_rule(rectifier, rule, original[rectifier.op]))
+            if rule == "deconv":  # past what is between
+                _lead(rectifier, rectifier.source)
         yield
     finally:
+        for rectifier in found:
+            _lead(rectifier, before[rectifier])
         for op, name in original.items():
             if name == op.type:
                 op._clear_attr(_ATTRIBUTE)
@@ -72,71 +85,116 @@ def bent_rectifiers(graph: Any, rule: Rectifier) -> Iterator[None]:
 
 
 def find_rectifiers(graph: Any) -> list[Found]:
-    """Find the operations that end a rectifier, however it was written."""
-    composite = [f for op in graph.get_operations() if (f := _composite(op)) is not None]
-    inner = {op for rectifier in composite for op in rectifier.inner}
-    single = [Found(op) for op in graph.get_operations() if op.type in _SINGLE and op not in inner]
-    return single + [rectifier for rectifier in composite if rectifier.op not in inner]
+    """Find the rectifiers; the largest spelling counts, what it contains is part of it."""
+    known: dict[Any, Curves] = {}
+    candidates: list[Found] = []
+    with tf.init_scope():  # outside of the graph
+        for op in graph.get_operations():
+            curves = _curves(op, known) if op.type in _ELEMENTWISE else {}
+            if curves:
+                known[op.outputs[0].ref()] = curves
+            rectifier = _parametric(op) or _spelled(op, curves, known) or _named(op)
+            if rectifier is not None:
+                candidates.append(rectifier)
+    found, inside = list[Found](), set[Any]()
+    for rectifier in reversed(candidates):
+        if rectifier.op not in inside:
+            found.append(rectifier)
+            inside |= rectifier.inner
+    return found
 
 
-def _composite(op: Any) -> Found | None:
-    if op.type == "Maximum":  # max(x, 0)
-        zero = [_is_zero(operand) for operand in op.inputs]
-        return Found(op, operand=zero.index(False)) if sum(zero) == 1 else None
-    if op.type == "Mul":  # x * gate(x)
-        for operand, gate in ((0, op.inputs[1]), (1, op.inputs[0])):
-            source, factor = _without_factor(op.inputs[operand])
-            inner = _gate_of(gate, source)
-            if inner is not None:
-                return Found(op, operand, factor, inner)
-    if op.type in ("Select", "SelectV2"):
-        return _choice(op)
-    if op.type in ("Add", "AddV2", "Sub"):  # relu(x) +- alpha * relu(-x), Keras's PReLU
-        return _parametric(op)
-    if op.type == "IdentityN" and _gradient_name(op) != op.type:  # tf.nn.silu, with its own rule
-        inside = _composite(op.inputs[0].op)
-        if inside is not None:
-            source, _ = _without_factor(inside.op.inputs[inside.operand])
-            own = [index for index, operand in enumerate(op.inputs) if operand is source]
-            return Found(op, own[0], inner=(inside.op, *inside.inner)) if own else None
-    return None
+def _curves(op: Any, known: dict[Any, Curves]) -> Curves:
+    """Do an operation on curves, for each source from which all its operands follow."""
+    if op.type == "IdentityN":  # the result of a function with a gradient of its own
+        result = op.inputs[0].ref()
+        return {s: curve for s, curve in known.get(result, {}).items() if s != result}
+    operands = [_from(tensor, known) for tensor in op.inputs]
+    tracked = [curves for curves in operands if isinstance(curves, dict)]
+    shared = [s for s in tracked[0] if all(s in curves for curves in tracked)] if tracked else []
+    if not shared:
+        return {}
+    shared = shared[-_FARTHEST:]
+    given = [
+        np.stack([operand[source] for source in shared])
+        if isinstance(operand, dict)
+        else np.full((len(shared), len(PROBES)), operand)
+        for operand in operands
+    ]
+    return dict(zip(shared, _done(op, given), strict=True))
 
 
-def _choice(op: Any) -> Found | None:
-    """Recognise `where(x > 0, x, ...)`, and `where(x < 0, ..., x)`."""
-    condition = op.inputs[0].op
-    if condition.type not in (*_ABOVE, *_BELOW) or not _is_zero(condition.inputs[1]):
+def _from(tensor: Any, known: dict[Any, Curves]) -> Any:
+    """Return the curves of a tensor, itself as the nearest source; or its number, if constant."""
+    number = _number(tensor)
+    if number is not None:
+        return number
+    curves = known.setdefault(tensor.ref(), {})
+    if tensor.dtype.is_floating and tensor.ref() not in curves:
+        curves[tensor.ref()] = np.asarray(PROBES, tensor.dtype.as_numpy_dtype)
+    return curves
+
+
+def _done(op: Any, operands: list[Any]) -> Any:
+    """Do the same operation on other operands."""
+    inputs = op.op_def.input_arg
+    inferred = {argument.type_attr for argument in inputs}
+    given = {argument.name: operand for argument, operand in zip(inputs, operands, strict=True)}
+    given |= {a.name: op.get_attr(a.name) for a in op.op_def.attr if a.name not in inferred}
+    return getattr(tf.raw_ops, op.type)(**given).numpy()
+
+
+def _number(tensor: Any) -> Any:
+    """Return the one number of which a constant consists, or None."""
+    if tensor.op.type in ("ZerosLike", "OnesLike"):
+        return tensor.dtype.as_numpy_dtype(tensor.op.type == "OnesLike")
+    if tensor.op.type in ("Fill", "BroadcastTo"):  # to a shape that is known when it runs
+        return _number(tensor.op.inputs[tensor.op.type == "Fill"])
+    value = tf.get_static_value(tensor)
+    if value is None or not np.size(value) or (value != value.flat[0]).any():
         return None
-    source, operand = condition.inputs[0], 1 if condition.type in _ABOVE else 2
-    other = op.inputs[3 - operand]
-    if op.inputs[operand] is not source:
+    return value.flat[0]
+
+
+def _spelled(op: Any, curves: Curves, known: dict[Any, Curves]) -> Found | None:
+    shape = op.outputs[0].shape if curves else None
+    alike = [s for s in reversed(curves) if s.deref().shape.is_compatible_with(shape)]
+    chosen = rectified(curves[source] for source in alike)
+    if chosen is None:
         return None
-    inner = () if _is_zero(other) else _made_of(other, source) or None
-    return None if inner is None else Found(op, operand, inner=inner)
+    key, source = alike[chosen], alike[chosen].deref()
+    leading = [
+        index
+        for index, tensor in enumerate(op.inputs)
+        if key in known.get(tensor.ref(), ())
+        and tensor.dtype == source.dtype
+        and tensor.shape.is_compatible_with(source.shape)
+    ]
+    leading.sort(key=lambda index: op.inputs[index] is not source)
+    return Found(op, source, leading[0], _between(op, key, known)) if leading else None
 
 
-def _gate_of(tensor: Any, source: Any) -> tuple[Any, ...] | None:
-    """Return the operations of a gate that is made of `source` alone, or None if it is none."""
-    inner = _made_of(tensor, source)
-    return inner if inner and any(op.type in _GATES for op in inner) else None
-
-
-def _made_of(tensor: Any, source: Any) -> tuple[Any, ...] | None:
-    """Return the operations between, or None if anything but `source` and constants enters."""
-    waiting: list[Any] = [tensor]
-    inner: list[Any] = []
+def _between(op: Any, source: Any, known: dict[Any, Curves]) -> frozenset[Any]:
+    """Return the operations before an operation and after a source."""
+    inner: set[Any] = set()
+    waiting = [op]
     while waiting:
-        current = waiting.pop()
-        if current is source or _is_zero(current) or _constant(current) is not None:
-            continue
-        if current.op.type not in _ELEMENTWISE or len(inner) > 24:
-            return None
-        inner.append(current.op)
-        waiting.extend(current.op.inputs)
-    return tuple(inner)
+        for tensor in waiting.pop().inputs:
+            follows = tensor.ref() != source and source in known.get(tensor.ref(), ())
+            if follows and tensor.op not in inner:
+                inner.add(tensor.op)
+                waiting.append(tensor.op)
+    return frozenset(inner)
+
+
+def _named(op: Any) -> Found | None:
+    return Found(op, op.inputs[0], 0) if op.type in _NAMED else None
 
 
 def _parametric(op: Any) -> Found | None:
+    """Recognise Keras's PReLU, relu(x) +- alpha * relu(-x), by its form: it has many slopes."""
+    if op.type not in ("Add", "AddV2", "Sub"):
+        return None
     for operand in (0, 1):
         positive, other = op.inputs[operand].op, op.inputs[1 - operand].op
         if positive.type != "Relu" or other.type != "Mul":
@@ -145,31 +203,14 @@ def _parametric(op: Any) -> Found | None:
             negative = factor.op
             flipped = negative.inputs[0].op if negative.type == "Relu" else negative
             if flipped.type == "Neg" and flipped.inputs[0] is positive.inputs[0]:
-                return Found(op, operand, inner=(other, negative))  # relu(x) is one itself
+                inner = frozenset((positive, other, negative))
+                return Found(op, positive.inputs[0], operand, inner)
     return None
 
 
-def _without_factor(tensor: Any) -> tuple[Any, float]:
-    """Take a constant factor off: `c * x` is `(x, c)`."""
-    if tensor.op.type == "Mul":
-        for index in (0, 1):
-            value = _constant(tensor.op.inputs[index])
-            if value is not None and value.size == 1:
-                return tensor.op.inputs[1 - index], float(value.reshape(()))
-    return tensor, 1.0
-
-
-def _constant(tensor: Any) -> Any:
-    return tf.get_static_value(tensor)
-
-
-def _is_zero(tensor: Any) -> bool:
-    if tensor.op.type == "ZerosLike":
-        return True
-    if tensor.op.type == "Fill":  # of a shape that is known when it runs
-        tensor = tensor.op.inputs[1]
-    value = _constant(tensor)
-    return value is not None and not value.any()
+def _lead(rectifier: Found, tensor: Any) -> None:
+    if rectifier.op.inputs[rectifier.operand] is not tensor:
+        rectifier.op._update_input(rectifier.operand, tensor)
 
 
 def _gradient_name(op: Any) -> str:
@@ -185,8 +226,8 @@ def _name_gradient(op: Any, name: str) -> None:
 
 def _registered_rule(rectifier: Found, rule: Rectifier, original: str) -> str:
     """Register the rule's gradient function for this kind of rectifier, once; return its name."""
-    operand, factor = rectifier.operand, rectifier.factor
-    key = f"{rule}/{original}/{operand}/{factor}"
+    operand = rectifier.operand
+    key = f"{rule}/{original}/{operand}"
     if key not in _registered:
         name = f"Pellucid{len(_registered)}"
         exact: Callable[..., Any] = ops.gradient_registry.lookup(original)
@@ -196,8 +237,8 @@ def _registered_rule(rectifier: Found, rule: Rectifier, original: str) -> str:
 
         def deconv(op: Any, cotangent: Any, *_: Any) -> Any:
             passed: list[Any] = [None] * len(op.inputs)
-            passed[operand] = tf.nn.relu(cotangent) / tf.cast(factor, cotangent.dtype)
-            return passed[0] if len(passed) == 1 else passed
+            passed[operand] = tf.nn.relu(cotangent)
+            return passed
 
         tf.RegisterGradient(name)(guided if rule == "guided" else deconv)
         _registered[key] = name

@@ -1,7 +1,7 @@
 """Finding rectifiers however they are written in a PyTorch network.
 
 Autograd's graph shows `x * sigmoid(x)` or `(x + x.abs()) / 2` as products and sums. So while the
-network runs, each operation that works element by element is done once more on five numbers in
+network runs, each operation that works element by element is done once more on a few numbers in
 place of the tensor from which it started: the curve of a function of one number. What is zero at
 zero, grows on one side and stays small on the other is a rectifier, see
 `pellucid.graph.rectifiers`, which judges so too.
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from pellucid.graph.rectifiers import PROBES, rectifies
+from pellucid.graph.rectifiers import PROBES, rectified
 
 __all__ = ["Curves", "Span"]
 
@@ -74,13 +74,9 @@ class _Curve:
         return np.asarray(self.values.cpu().double().numpy())
 
     @cached_property
-    def is_straight(self) -> bool:
-        """Whether a number stays what it was."""
-        return np.array_equal(self.numbers, PROBES)
-
-    @cached_property
-    def rectifies(self) -> bool:
-        return rectifies(self.numbers)
+    def alone(self) -> int | None:
+        """What `rectified` says where there is one source."""
+        return rectified([self.numbers])
 
 
 Known = dict[_Source, _Curve]  # the nearest source last
@@ -207,12 +203,13 @@ class Curves(TorchFunctionMode):
         """Keep the curves of a result, and whether it is a rectifier of the nearest source."""
         entry = _Entry(weakref.ref(made), _version(made), curves)
         self._entries[id(made)] = entry
-        for source, curve in reversed(curves.items()):
-            if curve.is_straight:
-                return  # it is what it was before
-            if source.shape == tuple(made.shape) and curve.rectifies:
-                self._found.append((made.grad_fn if made.requires_grad else made, source))
-                return
+        alike = [source for source in reversed(curves) if source.shape == tuple(made.shape)]
+        if len(alike) == 1:
+            chosen = curves[alike[0]].alone
+        else:
+            chosen = rectified(curves[source].numbers for source in alike)
+        if chosen is not None:
+            self._found.append((made.grad_fn if made.requires_grad else made, alike[chosen]))
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

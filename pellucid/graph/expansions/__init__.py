@@ -4,7 +4,7 @@ What tools fused (`FUSED`) is opened wherever it stands; other operators (`EXPAN
 a gradient passes, since the runtime computes them faster whole.
 """
 
-from pellucid.graph.expansions import attention, fused, quantised, recurrent, sampling, steps
+from pellucid.graph.expansions import attention, fused, masks, quantised, recurrent, sampling, steps
 from pellucid.graph.expansions.table import EXPANSIONS, FUSED, expand
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "attention",
     "expand",
     "fused",
+    "masks",
     "quantised",
     "recurrent",
     "sampling",
