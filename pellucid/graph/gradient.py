@@ -204,6 +204,7 @@ def through_branches(
     branches = {}
     for name in ("then_branch", "else_branch"):
         branch = node.attributes[name].as_graph().clone(allow_outer_scope_values=True)
+        branch.opset_imports.update(node.graph.opset_imports if node.graph else {})
         for inner in branch:
             inner.name = f"{prefix}{name}/{inner.name}"
             for value in inner.outputs:

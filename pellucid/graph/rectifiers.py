@@ -104,7 +104,7 @@ def _of_one_variable(root: ir.Node) -> list[Span]:
                 found.append(Span(source, frozenset(inner)))
             if len(found) == SOURCES:
                 break
-        producers = [p for v in frontier if (p := v.producer()) is not None]
+        producers = [p for v in frontier if (p := v.producer()) and p.graph is root.graph]
         last = max(producers, key=_position, default=None)
         if last is None or last.op_type not in STEPS | JOINS:
             break

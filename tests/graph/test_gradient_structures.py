@@ -160,11 +160,17 @@ def test_loop_of_known_length_is_unrolled(carried: bool) -> None:
     check_by_torch(network(nodes, {"x": x}, constants), function, {"x": x})
 
 
-def branching() -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+RELU = [N("Relu", ["h"], ["r"])]
+SPELLED = [N("Neg", ["h"], ["n"]), N("Relu", ["n"], ["q"]), N("Add", ["h", "q"], ["r"])]
+
+
+def branching(
+    relu: list[onnx.NodeProto] = RELU,
+) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
     """Two branches over what is computed before them, chosen by the sign of a sum."""
     half = onnx.numpy_helper.from_array(np.float32(0.5), "half")
     positive = helper.make_graph(
-        [N("Relu", ["h"], ["r"]), N("MatMul", ["r", "w"], ["m"]), N("Add", ["m", "x"], ["o"])],
+        [*relu, N("MatMul", ["r", "w"], ["m"]), N("Add", ["m", "x"], ["o"])],
         "positive", [], [port("o")],
     )  # fmt: skip
     negative = helper.make_graph(
@@ -201,15 +207,16 @@ def test_branch_that_is_taken_at_run_time(positive: bool, dynamic: tuple) -> Non
     assert model.SerializeToString() == before  # also the names in its branches
 
 
-def test_rectifier_in_a_branch_is_guided() -> None:
-    nodes, constants = branching()
+@pytest.mark.parametrize("relu", [RELU, SPELLED], ids=["named", "spelled"])
+def test_rectifier_in_a_branch_is_guided(relu: list[onnx.NodeProto]) -> None:
+    nodes, constants = branching(relu)
     x = np.abs(RNG.normal(size=(3, 4)))
     inside = [N("Relu", ["h"], ["r"]), N("MatMul", ["r", "w"], ["m"]), N("Add", ["m", "x"], ["z"])]
     plain = [nodes[0], *inside, nodes[-1]]
     g = {"y": RNG.normal(size=(3, 4))}
     found = [
-        pulled_back(network(n, {"x": x}, constants), {"x": x}, g, ["x"], relu=relu)["x"]
-        for n, relu in ((nodes, "guided"), (plain, "guided"), (plain, "exact"))
+        pulled_back(network(n, {"x": x}, constants), {"x": x}, g, ["x"], relu=rule)["x"]
+        for n, rule in ((nodes, "guided"), (plain, "guided"), (plain, "exact"))
     ]
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-6)
     assert np.abs(found[0] - found[2]).max() > 0.01
