@@ -26,7 +26,7 @@ from pellucid.adapters.base import (
     normalised_moments,
     numbered,
 )
-from pellucid.adapters.torch.channels_last import Kernels, with_channels_last
+from pellucid.adapters.torch.channels_last import Copies, kernels_of, pays, with_channels_last
 from pellucid.adapters.torch.code import code_digest, is_plain
 from pellucid.adapters.torch.curves import Curves, Span
 from pellucid.adapters.torch.norms import ScaledNorms
@@ -88,7 +88,7 @@ class TorchAdapter(Adapter):
         self.fixed_batch = fixed_batch
         self._seen = shapes
         self._channels_last = True
-        self._kernels = Kernels()
+        self._copies = Copies()
         self._hashed: tuple[Any, str] = (None, "")
 
     # ---- description -------------------------------------------------------------------------
@@ -279,9 +279,10 @@ class TorchAdapter(Adapter):
         returns) they are given as they are, from then on.
         """
         tensors = self._tensors(x)
-        if self._channels_last and self._kernels.pay(self.module, tensors):
+        kernels = kernels_of(self.module) if self._channels_last else {}
+        if self._channels_last and pays(kernels, tensors):
             try:
-                with self._kernels.lent(self.module):
+                with self._copies.lent(kernels):
                     return compute([with_channels_last(tensor) for tensor in tensors])
             except (InputError, UnsupportedError):
                 result = compute(self._tensors(x))

@@ -37,9 +37,9 @@ def _normalised(
     eps: float = 1e-5,
 ) -> Tensor:
     vectors = [v for v in (running_mean, running_var, weight, bias) if v is not None]
-    plain = all(v.dtype == input.dtype and not v.requires_grad for v in vectors)
-    plain = plain and input.requires_grad
-    if training or running_mean is None or running_var is None or not plain:
+    constant = all(v.dtype == input.dtype and not v.requires_grad for v in vectors)
+    gains = input.requires_grad and constant
+    if training or running_mean is None or running_var is None or not gains:
         statistics = (running_mean, running_var)
         return batch_norm(input, *statistics, weight, bias, training, momentum, eps)
     scale = torch.rsqrt(running_var + eps)

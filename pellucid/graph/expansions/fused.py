@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from pellucid.errors import UnsupportedError
 from pellucid.graph.expansions.table import given, unfused
+from pellucid.graph.layout import channels_first, channels_last
 from pellucid.graph.rules.rectifier import operand
 from pellucid.graph.rules.table import float_attr, int_attr, str_attr
 from pellucid.graph.tape import Tape, array, label
@@ -51,16 +52,6 @@ def fused_conv(t: Tape, node: ir.Node, x: ir.Value) -> ir.Value:
 @unfused("FusedConv")
 def conv(t: Tape, node: ir.Node) -> list[ir.Value]:
     return [fused_conv(t, node, operand(node))]
-
-
-def channels_first(t: Tape, x: ir.Value) -> ir.Value:
-    """(N, H, W, C) -> (N, C, H, W)."""
-    return t.Transpose(x, perm=[0, 3, 1, 2])
-
-
-def channels_last(t: Tape, x: ir.Value) -> ir.Value:
-    """(N, C, H, W) -> (N, H, W, C)."""
-    return t.Transpose(x, perm=[0, 2, 3, 1])
 
 
 @unfused("NhwcConv", "NhwcFusedConv")

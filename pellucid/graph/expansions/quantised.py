@@ -10,8 +10,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from pellucid.graph.expansions.fused import channels_first, channels_last
 from pellucid.graph.expansions.table import given, unfused
+from pellucid.graph.layout import channels_first, channels_last
 from pellucid.graph.rules.rectifier import operand
 from pellucid.graph.rules.table import int_attr, ints_attr
 from pellucid.graph.tape import Tape

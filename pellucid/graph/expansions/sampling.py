@@ -131,7 +131,7 @@ class _Samples:
         else:  # one for each pixel of a cell
             count = t.Max(t.Ceil(width), 1.0)
         most = t.Reshape(t.Cast(t.ReduceMax(count, keepdims=0), to=int(ir.DataType.INT64)), [1])
-        sample = t.Cast(t.Range(0, t.Squeeze(most, [0]), 1), to=int(t.dtype))  # (M,)
+        sample = _counted(t, most)  # (M,)
         within = t.Unsqueeze(t.Div(t.Add(sample, 0.5), count), [1])  # (R, 1, M)
         cell = np.arange(cells, dtype=t.dtype.numpy()).reshape(1, cells, 1)
         pixel = t.Add(t.Unsqueeze(begin, [2]), t.Mul(t.Unsqueeze(width, [2]), t.Add(within, cell)))
