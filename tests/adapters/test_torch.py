@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import pellucid
 from pellucid.adapters.torch.adapter import TorchAdapter
@@ -537,6 +538,40 @@ def test_network_that_autograd_cannot_follow_is_one_clear_error():
 
     with pytest.raises(UnsupportedError, match="autograd cannot go back"):
         TorchAdapter(Broken()).pullback(np.ones((1, 1, 4, 4), np.float32), one_hot(), ["conv"])
+
+
+@pytest.mark.parametrize("way", ["recomputed", "reentrant", "in_parts"])
+def test_checkpointed_parts_are_differentiated_as_if_they_were_not(way):
+    class Saving(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Spelled(nn.ReLU())
+
+        def forward(self, x):
+            if way == "in_parts":
+                return checkpoint_sequential([self.inner, nn.Identity()], 2, x, use_reentrant=True)
+            return checkpoint(self.inner, x, use_reentrant=way == "reentrant")
+
+    saving, x = Saving(), np.random.default_rng(7).standard_normal((2, 2, 8, 8), np.float32)
+    for rule in ("exact", "guided"):
+        _, ours = TorchAdapter(saving).pullback(x, one_hot(), ["inner.act", "input"], relu=rule)
+        _, plain = TorchAdapter(saving.inner).pullback(x, one_hot(), ["act", "input"], relu=rule)
+        np.testing.assert_array_equal(ours["inner.act"], plain["act"])
+        np.testing.assert_array_equal(ours["input"], plain["input"])
+    calls = []
+    saving.inner.conv.register_forward_hook(lambda *_: calls.append(1))
+    saving(torch.from_numpy(x).requires_grad_())[:, 0].sum().backward()
+    assert len(calls) == 2  # it recomputes again for everybody else
+
+
+def test_modules_that_cannot_compute_yet_say_what_to_do():
+    with pytest.raises(UnsupportedError, match=r"1.weight has no shape yet: call the network"):
+        TorchAdapter(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)))
+    with pytest.raises(UnsupportedError, match="is on the meta device and holds no numbers"):
+        TorchAdapter(Spelled(nn.ReLU()).to("meta"))
+    program = torch.export.export(Spelled(nn.ReLU()), (torch.zeros(1, 2, 8, 8),))
+    with pytest.raises(UnsupportedError, match="give the ExportedProgram itself"):
+        TorchAdapter(program.module())
 
 
 def test_fixed_batch_is_cut_padded_and_joined():

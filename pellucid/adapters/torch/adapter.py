@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from pellucid.adapters.base import (
     Adapter,
@@ -66,6 +66,10 @@ class TorchAdapter(Adapter):
         device is copied, not moved.
     shapes, fixed_batch : shapes of the inputs with the batch, and the only batch size that fits,
         where the file that the module comes from records them.
+
+    Raises
+    ------
+    UnsupportedError : the module has no weights yet, or no layers any more.
     """
 
     framework = "torch"
@@ -83,6 +87,7 @@ class TorchAdapter(Adapter):
     ) -> None:
         name = unwrapped(module).__class__.__name__
         super().__init__(labels=labels, preprocess=preprocess, source=source or name)
+        _check_complete(unwrapped(module))
         self.module = _on_device(unwrapped(module), device)
         self._lock = threading.RLock()
         self.fixed_batch = fixed_batch
@@ -385,6 +390,27 @@ def _is_integer(array: Any) -> bool:
 def _numpy(tensor: Tensor) -> Array:
     array: Array = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
     return array
+
+
+def _check_complete(module: nn.Module) -> None:
+    """Refuse modules in a state in which they can compute nothing, or not layer by layer."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    if lazy := [name for name, tensor in tensors if nn.parameter.is_lazy(tensor)]:
+        raise UnsupportedError(
+            f"{lazy[0]} has no shape yet: call the network once on a batch, then explain it."
+        )
+    if empty := [name for name, tensor in tensors if tensor.is_meta]:
+        raise UnsupportedError(
+            f"{empty[0]} is on the meta device and holds no numbers: load the network's weights "
+            "first."
+        )
+    nodes = module.graph.nodes if isinstance(module, fx.GraphModule) else ()
+    called = {node.target for node in nodes if node.op == "call_module"} - {"_guards_fn"}
+    if nodes and not called and list(module.children()):
+        raise UnsupportedError(
+            "This graph calls none of its layers, as what .module() of an exported program "
+            "returns: give the ExportedProgram itself."
+        )
 
 
 def _on_device(module: nn.Module, device: str | None) -> nn.Module:

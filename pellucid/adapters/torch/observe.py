@@ -21,6 +21,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from pellucid.adapters.base import Array, fits, misfit, numbered
+from pellucid.adapters.torch.checkpoints import run_once
 
 __all__ = [
     "FinalActivations",
@@ -184,6 +185,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         if "torch._dynamo" in sys.modules:  # something may be compiled: run it as written
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(run_once())
         stack.enter_context(torch.random.fork_rng(devices=[]))
         try:
             torch.manual_seed(0)  # a network that draws numbers draws the same ones each time

@@ -14,7 +14,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import torch
@@ -157,9 +156,7 @@ def read_script(data: bytes, source: str = "the TorchScript module") -> Scripted
 
 def from_script(script: Any) -> ScriptedModule:
     """Turn a live TorchScript module into a module that runs operator by operator."""
-    buffer = BytesIO()
-    torch.jit.save(script, buffer)
-    return read_script(buffer.getvalue())
+    return read_script(script.save_to_buffer())
 
 
 def _wrapped(script: Any, unit: Any) -> ScriptedModule:
