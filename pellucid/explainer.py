@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass, replace
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -28,7 +30,8 @@ from pellucid.region_explanation import RegionExplanation
 __all__ = ["adapter_of", "explain"]
 
 _FUSIONS = {"mean": mean_of_layers, "max": maximum_of_layers}
-_live: weakref.WeakKeyDictionary[Any, Adapter] = weakref.WeakKeyDictionary()
+_MOST_SETTINGS = 4  # of labels and preprocessing that a live model is kept with
+_live: weakref.WeakKeyDictionary[Any, dict[str, Adapter]] = weakref.WeakKeyDictionary()
 
 
 def explain(
@@ -43,6 +46,8 @@ def explain(
     seed: int = 0,
     top: int = 5,
     engine: Engine | None = None,
+    labels: Sequence[str] | str | Path | None = None,
+    preprocess: Any = None,
     **options: Any,
 ) -> Explanation | list[Explanation]:
     """Explain what a network sees in images.
@@ -78,6 +83,8 @@ def explain(
         `pellucid.adapters.engine`. ONNX files are always computed by onnxruntime. None:
         `"native"`, but `"auto"` for the methods that ask for many predictions and no gradient,
         unless `like` asks for a library's numbers.
+    labels, preprocess : as in `pellucid.load`, for a model that is given as it is; one that was
+        loaded keeps its own for other calls.
     options : of the method, see `pellucid.methods`. Class activation maps: `relu` (True);
         `fuse`, how several layers become one map (`"mean"` or `"max"`). `smooth=25` averages any
         method over so many noisy copies of the image; `noise` (0.15) is the noise's share of the
@@ -98,7 +105,7 @@ def explain(
     >>> explanation.save("cat.png")  # doctest: +SKIP
     """
     began = time.perf_counter()
-    adapter = adapter_of(model)
+    adapter = adapter_of(model, labels, preprocess)
     prepared: Prepared
     found = method_named(method)
     if found.perturbs:
@@ -167,17 +174,21 @@ def explain(
     return explanations[0] if prepared.single else explanations
 
 
-def adapter_of(model: Any) -> Adapter:
+def adapter_of(model: Any, labels: Any = None, preprocess: Any = None) -> Adapter:
     """Return the adapter of a model; that of a live model is kept as long as the model lives."""
+    given = {"labels": labels, "preprocess": preprocess}
     if isinstance(model, Adapter):
-        return model
+        return model if labels is None and preprocess is None else load(copy.copy(model), **given)
     kept = hasattr(model, "__weakref__") or isinstance(model, FunctionType)
     if isinstance(model, str) or not kept:
-        return load(model)
-    adapter = _live.get(model)
-    if adapter is None:  # it must not keep the model alive, or the entry would never go
-        adapter = _live[model] = load(weakref.proxy(model))
-    return adapter
+        return load(model, **given)
+    adapters = _live.setdefault(model, {})
+    if (settings := repr(given)) not in adapters:
+        if len(adapters) == _MOST_SETTINGS:
+            adapters.clear()
+        # it must not keep the model alive, or the entry would never go
+        adapters[settings] = load(weakref.proxy(model), **given)
+    return adapters[settings]
 
 
 def _class_probabilities(objective: Objective) -> Array:

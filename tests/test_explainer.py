@@ -71,6 +71,25 @@ def test_adapter_of_a_live_model_is_kept_and_sees_new_weights():
     assert after.provenance["model_sha256"] != before.provenance["model_sha256"]
 
 
+def test_labels_and_preprocessing_may_come_with_the_call():
+    module, names = network(), ["a", "b", "c"]
+    loaded = pellucid.load(module, labels=names, preprocess="0-1")
+    expected = pellucid.explain(loaded, picture(), target="b")
+    for model in (module, loaded, pellucid.load(module)):
+        made = pellucid.explain(model, picture(), target="b", labels=names, preprocess="0-1")
+        np.testing.assert_array_equal(made.attribution, expected.attribution)
+        assert made.label == "b"
+    raw = pellucid.explain(loaded, picture(), target="b", preprocess="raw")
+    assert raw.provenance["preprocessing"]["name"] == "raw"
+    again = pellucid.explain(loaded, picture(), target="b")  # only that call was changed
+    np.testing.assert_array_equal(again.attribution, expected.attribution)
+    assert adapter_of(module, names, "0-1") is adapter_of(module, names, "0-1")
+    assert adapter_of(module).labels is None
+    compiled = pellucid.compile(module, target="b", labels=names, preprocess="0-1")
+    assert compiled.facts["labels"] == names
+    assert compiled.facts["preprocess"]["name"] == expected.provenance["preprocessing"]["name"]
+
+
 def test_same_call_gives_the_same_bits_and_a_drawing_network_draws_the_same():
     class Noisy(nn.Module):
         def __init__(self):

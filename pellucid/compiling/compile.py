@@ -51,6 +51,8 @@ def compile_explainer(
     size: Sequence[int] | None = None,
     space: Space = "logit",
     seed: int = 0,
+    labels: Sequence[str] | str | Path | None = None,
+    preprocess: Any = None,
     **options: Any,
 ) -> CompiledExplainer:
     """Write a network together with an explanation of what it says as one ONNX graph.
@@ -69,6 +71,7 @@ def compile_explainer(
     size : `(H, W)` of the heatmap; None is the size of the model's input.
     space : `"logit"` explains the score before a final softmax or sigmoid, `"probability"` after.
     seed : governs the noise of SmoothGrad, which lies in the file.
+    labels, preprocess : as in `pellucid.load`, for a model that is given as it is.
     options : Class activation maps: `relu` (True), `fuse` ("mean" or "max" of several layers).
         SmoothGrad: `samples` (25), `noise` (0.15, as a share of the image's range).
         Integrated gradients: `steps` (50, of Gauss and Legendre's quadrature), `baseline`
@@ -90,7 +93,7 @@ def compile_explainer(
     -------
     >>> pellucid.compile("model.onnx", "grad-cam").save("cam.onnx")  # doctest: +SKIP
     """
-    adapter = _onnx(model)
+    adapter = _onnx(model, labels, preprocess)
     chosen = _checked(method, options)
     if space not in ("logit", "probability"):
         raise InputError(f"space={space!r} is unknown: 'logit' or 'probability'.")
@@ -116,10 +119,10 @@ def compile_explainer(
 # ---- what is asked for ------------------------------------------------------------------------
 
 
-def _onnx(model: Any) -> OnnxAdapter:
+def _onnx(model: Any, labels: Any, preprocess: Any) -> OnnxAdapter:
     if isinstance(model, onnx.ModelProto):
-        return OnnxAdapter(model)
-    return exported(adapter_of(model))
+        return OnnxAdapter(model, labels=labels, preprocess=preprocess)
+    return exported(adapter_of(model, labels, preprocess))
 
 
 def _checked(method: str, options: dict[str, Any]) -> dict[str, Any]:
