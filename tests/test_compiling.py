@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from PIL import Image
 
 import pellucid
@@ -275,6 +276,15 @@ def test_the_layers_that_an_export_marks_do_not_break_the_runtimes_layout():
         for node in pellucid.compile(explained, "guided-backprop", target=1).model.graph.node
     )
     assert kinds["HardSigmoid"] == kinds["Relu"] / 2 == 2  # one of two is the guided rule's own
+
+
+def test_recipro_cam_of_a_fine_layer_is_refused_before_its_masks_fill_the_memory():
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 1, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    )
+    model = pellucid.load(network, preprocess={"size": 200})
+    with pytest.raises(UnsupportedError, match="has 200 x 200 of them: choose a later"):
+        pellucid.compile(model, "recipro-cam", layer="0")
 
 
 @pytest.mark.parametrize("framework", ["torch", "keras", "tf_keras"])

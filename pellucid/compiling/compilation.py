@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ __all__ = ["FORWARD_CAMS", "GRADIENT_CAMS", "Compilation"]
 
 GRADIENT_CAMS = ("grad-cam", "grad-cam++", "xgrad-cam", "hires-cam", "layer-cam")
 FORWARD_CAMS = ("eigen-cam", "recipro-cam")
+_MOST_MASKS = 2**28  # bytes of the masks that a file may hold
 _RULES: dict[str, Rectifier] = {
     "guided-backprop": "guided",
     "guided-grad-cam": "guided",
@@ -227,6 +229,11 @@ class Compilation:
         """Score the network on each neighbourhood of a layer (Byun and Lee, 2209.14074)."""
         t, grid, placement = self.t, self._grid(layer), self._placement(layer)
         value, shape = self.values[self.adapter.tensor(layer)], self._layer_shape(layer)
+        if 4 * math.prod(grid) ** 2 > _MOST_MASKS:
+            raise UnsupportedError(
+                f"Recipro-CAM keeps a mask for each position, and layer {layer!r} has "
+                f"{' x '.join(map(str, grid))} of them: choose a later, coarser layer."
+            )
         near = neighbourhoods(grid)  # (P, *grid)
         masks = placement.over(near, [size or 1 for size in shape])[:, None]  # (P, 1, ...)
         if to_own := self.adapter.in_form(layer)[1]:

@@ -97,13 +97,15 @@ def in_layout(placement: Placement, to_own: Sequence[int]) -> Placement:
     )
 
 
-def neighbourhoods(grid: Sequence[int]) -> NDArray[np.float32]:
-    """Kernel of three cells per axis around each position of a grid, `(P, *grid)`.
+def neighbourhoods(grid: Sequence[int], some: slice = slice(None)) -> NDArray[np.float32]:
+    """Kernel of three cells per axis around each of some positions of a grid, `(P, *grid)`.
 
     1/4, 1/2, 1/4 along each axis, so 1/16, 1/8, 1/4 in two.
     """
-    masks: NDArray[np.float64] = np.ones((1, 1))
-    for n in grid:
-        near = np.eye(n) / 2 + (np.eye(n, k=1) + np.eye(n, k=-1)) / 4
-        masks = np.asarray(np.kron(masks, near), np.float64)
-    return masks.astype(np.float32).reshape(-1, *grid)
+    positions = np.arange(math.prod(grid))[some]
+    masks = np.ones((len(positions), *[1] * len(grid)), np.float32)
+    for axis, places in enumerate(np.unravel_index(positions, tuple(grid))):
+        apart = np.abs(places[:, None] - np.arange(grid[axis]))  # (P, n)
+        near = np.select([apart == 0, apart == 1], [0.5, 0.25]).astype(np.float32)
+        masks = masks * np.expand_dims(near, [1 + a for a in range(len(grid)) if a != axis])
+    return masks

@@ -6,6 +6,7 @@ before the layer in question is not computed again for each of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -220,12 +221,12 @@ def recipro_cam(
 
     def mapped(ask: _Question, own: Array) -> Array:
         placement = ask.placement(own)
-        masks = neighbourhoods(placement.grid)  # (P, h, w)
 
         def near(some: slice) -> Array:
-            return np.asarray(own * placement.over(masks[some], own.shape))
+            masks = neighbourhoods(placement.grid, some)  # (P, h, w)
+            return np.asarray(own * placement.over(masks, own.shape))
 
-        scores = ask.scores(near, len(masks))
+        scores = ask.scores(near, math.prod(placement.grid))
         return np.asarray(scores - scores.min()).reshape(placement.grid)
 
     return _by_image(model, x, objective, layers, memory, mapped)

@@ -10,6 +10,7 @@ import pellucid
 from pellucid.adapters.keras.adapter import KerasAdapter
 from pellucid.adapters.torch.adapter import TorchAdapter
 from pellucid.errors import MethodError
+from pellucid.graph.placement import neighbourhoods
 from pellucid.images import resize_map
 from pellucid.methods.baselines import baselines_of
 from pellucid.methods.batching import rows_within
@@ -207,3 +208,16 @@ def test_the_sign_of_eigen_cam_is_the_same_in_keras():
         found = pellucid.explain(model, x[0], "eigen-cam", layer="conv2")
         maps.append(np.stack([e.attribution for e in found]))
     np.testing.assert_allclose(*maps, atol=1e-4 * maps[0].max())
+
+
+@pytest.mark.parametrize("grid", [(5,), (3, 4), (2, 3, 4)])
+def test_neighbourhoods_are_products_of_their_axes_and_come_in_parts(grid):
+    expected = np.ones((1, 1))
+    for n in grid:
+        near = np.eye(n) / 2 + (np.eye(n, k=1) + np.eye(n, k=-1)) / 4
+        expected = np.kron(expected, near)
+    count = len(expected)
+    np.testing.assert_array_equal(neighbourhoods(grid).reshape(count, -1), expected)
+    some = slice(count // 2, count)
+    np.testing.assert_array_equal(neighbourhoods(grid, some).reshape(-1, count), expected[some])
+    assert neighbourhoods((2000, 2000), slice(7, 9)).nbytes == 2 * 4 * 2000**2  # not all of them
