@@ -325,7 +325,7 @@ def test_mixed_precision_gives_float32_near_the_float32_numbers(k):
 
 
 @FAMILIES
-def test_subclassed_model_lists_its_layers_and_learns_its_shape_from_a_batch(k):
+def test_subclassed_model_lists_its_layers_and_knows_what_it_was_called_on(k):
     class Block(k.layers.Layer):
         def __init__(self, **options):
             super().__init__(**options)
@@ -345,13 +345,20 @@ def test_subclassed_model_lists_its_layers_and_learns_its_shape_from_a_batch(k):
     network = Network()
     with pytest.raises(UnsupportedError, match="not built"):
         KerasAdapter(network).run(images(1))
+    with pytest.raises(UnsupportedError, match="not built"):
+        pellucid.explain(network, np.zeros((8, 8, 2), np.uint8))
     network(np.zeros((1, 8, 8, 2), np.float32))
     model = KerasAdapter(network)
+    assert model.inputs[0].shape == (None, 2, 8, 8)
     values, gradients = model.pullback(images(2), ones(), ["block"], fetch=["block/conv", "logits"])
     assert [layer.name for layer in model.layers] == ["block/conv", "block", "head"]
     assert values["block/conv"].shape == gradients["block"].shape == (2, 4, 6, 6)
     expected = network(images(2).transpose(0, 2, 3, 1)).numpy()
     np.testing.assert_allclose(values["logits"], expected, rtol=1e-5, atol=1e-6)
+    larger = np.random.default_rng(3).standard_normal((1, 12, 10, 2)).astype(np.float32)
+    (explained,) = pellucid.explain(network, larger, layer="block")  # and what it is called on now
+    assert explained.attribution.shape == (10, 8)
+    assert explained.score == pytest.approx(float(network(larger).numpy().max()), rel=1e-5)
 
 
 @FAMILIES

@@ -189,12 +189,28 @@ class KerasAdapter(Adapter):
         """What the model says of its inputs: anything with `shape`, `dtype` and `name`."""
         if symbolic := getattr(self.model, "inputs", None):
             return list(symbolic)
-        if self._seen is not None:
-            return [tf.TensorSpec((None, *shape[1:]), tf.float32) for shape in self._seen]
-        raise UnsupportedError(
-            f"The model {self.model.name!r} does not say what input it takes. "
-            "Call `adapter.run(batch)` once with a batch in channels-first layout."
-        )
+        if not self.model.built:
+            raise UnsupportedError(
+                f"The model {self.model.name!r} is not built, so it has no weights yet. "
+                "Call it once on a batch before it is explained."
+            )
+        shapes = self._seen or _called_on(self.model)
+        if not shapes:
+            raise UnsupportedError(
+                f"The model {self.model.name!r} does not say what input it takes: explain a batch "
+                "of floats first, (N, H, W, C)."
+            )
+        return [tf.TensorSpec((None, *shape[1:]), tf.float32) for shape in shapes]
+
+    def _see(self, shapes: tuple[tuple[int, ...], ...]) -> None:
+        """Take the shapes of a batch for those of a model that does not declare its own."""
+        if self._is_functional or not self.model.built:
+            return
+        known = self._seen or _called_on(self.model)
+        if known is None or not _fits(shapes, known):
+            self._seen = shapes
+            for name in ("_declared", "_described", "inputs", "outputs", "scales_input", "moments"):
+                self.__dict__.pop(name, None)
 
     # ---- tracing -----------------------------------------------------------------------------
 
@@ -225,11 +241,6 @@ class KerasAdapter(Adapter):
     def _traced(self, specs: Sequence[Any], recorder: Recorder | None = None) -> Trace:
         family = sys.modules[self._family]
         operation = getattr(family, "Operation", family.layers.Layer)
-        if not self.model.built:
-            raise UnsupportedError(
-                f"The model {self.model.name!r} is not built, so it has no weights yet. "
-                "Call it once on a batch before it is explained."
-            )
         # Only how the inputs are nested: the symbolic tensors would keep the model alive.
         symbolic = getattr(self.model, "input", None)  # a Sequential from a file has none
         structure = tf.nest.map_structure(lambda _: 0, symbolic)
@@ -275,12 +286,19 @@ class KerasAdapter(Adapter):
 
     # ---- computing ---------------------------------------------------------------------------
 
+    def prepare(self, images: Any) -> Any:
+        """Turn what a user holds into a batch; a ready one may show the input's shape."""
+        arrays = images if isinstance(images, tuple) else (images,)
+        if all(getattr(getattr(a, "dtype", None), "kind", "") == "f" for a in arrays):
+            self._see(tuple(np.shape(array) for array in arrays))
+        return super().prepare(images)
+
     def batch(self, x: Batch) -> tuple[Array, ...]:
-        """Check a batch; the first one shows the input shape of a model that declares none."""
-        if self._seen is None and not self._is_functional and not isinstance(x, Mapping):
+        """Check a batch, which shows the input's shape of a model that declares none."""
+        if not isinstance(x, Mapping):
             arrays = [x] if isinstance(x, np.ndarray) else x
             own = [np.moveaxis(np.asarray(a), 1, -1) if np.ndim(a) > 3 else a for a in arrays]
-            self._seen = tuple(np.shape(array) for array in own)
+            self._see(tuple(np.shape(array) for array in own))
         return super().batch(x)
 
     def _run(
@@ -344,6 +362,27 @@ class KerasAdapter(Adapter):
                         raise self.unknown_layer(name)
                 self._programs[key] = Program(traced, fetch, wrt, seeded, relu, replaced)
             return self._programs[key]
+
+
+def _called_on(model: Any) -> tuple[tuple[int | None, ...], ...] | None:
+    """Return the shapes of the inputs that a model was first called on, if it remembers them."""
+    shape = (model.get_build_config() or {}).get("input_shape")
+    if not shape or isinstance(shape, dict):
+        return None
+    several = isinstance(shape[0], list | tuple | tf.TensorShape)
+    return tuple(tuple(one) for one in (shape if several else [shape]))
+
+
+def _fits(shapes: Sequence[Sequence[int]], known: Sequence[Sequence[int | None]]) -> bool:
+    """Whether a batch is of known shapes, whatever its own size; or lacks the batch's axis."""
+    return len(shapes) == len(known) and all(
+        len(shape) < len(wanted)
+        or (
+            len(shape) == len(wanted)
+            and all(w in (None, s) for s, w in zip(shape[1:], wanted[1:], strict=True))
+        )
+        for shape, wanted in zip(shapes, known, strict=True)
+    )
 
 
 def _device(name: str | None) -> str | None:
