@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import pellucid
 from pellucid.adapters import engine as engines
@@ -83,6 +85,22 @@ def test_every_method_runs_on_the_export(method, framework):
         assert other.provenance["framework"] == one.provenance["framework"] == model.framework
         assert other.provenance["model_sha256"] == one.provenance["model_sha256"]
         assert "onnxruntime" in other.provenance["versions"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_precision_that_onnxruntime_lacks_is_exported_in_float32(dtype):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.LazyLinear(3)
+    )
+    x = np.random.default_rng(0).standard_normal((2, 2, 8, 8)).astype(np.float32)
+    network(torch.from_numpy(x))
+    network.to(dtype)
+    found = pellucid.explain(network, x, "lrp")
+    expected = pellucid.explain(copy.deepcopy(network).float(), x, "lrp")
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.attribution, other.attribution, rtol=1e-4, atol=1e-6)
+    assert next(network.parameters()).dtype == dtype
 
 
 def test_the_export_follows_the_weights():

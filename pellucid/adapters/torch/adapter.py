@@ -243,7 +243,9 @@ class TorchAdapter(Adapter):
         ports = (self.inputs, self.outputs)
         with self._lock:
             module = next(self.module.modules())  # itself, also where a weak proxy is held
-            return export_module(module, self.names, self.layers, ports, noise)
+            if noise[0].dtype in (torch.float64, torch.bfloat16):  # none is onnxruntime's on a CPU
+                module, noise = copy.deepcopy(module).float(), [t.float() for t in noise]
+            return export_module(module, qualified_names(module), self.layers, ports, noise)
 
     # ---- computing ---------------------------------------------------------------------------
 
