@@ -111,6 +111,7 @@ def parser() -> Parser:
     shown.add_argument("--top", metavar="N", type=count, default=5, help="predictions to print (5)")
     shown.add_argument("--colormap", metavar="NAME", help="of matplotlib: inferno, viridis, jet")
     shown.add_argument(
+        "-o",
         "--out",
         metavar="PATH",
         help="a folder, or for one image a .png, .pdf, .svg, .npz or .json file; by default "
