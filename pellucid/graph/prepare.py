@@ -22,6 +22,7 @@ from pellucid.graph.protobuf import with_own_domains
 from pellucid.graph.rules import RULES
 from pellucid.graph.rules.convolution import window
 from pellucid.graph.rules.table import int_attr, ints_attr
+from pellucid.graph.sequences import open_sequences
 from pellucid.graph.tape import array, dims, rename_constant
 
 __all__ = [
@@ -59,7 +60,9 @@ def prepare(model: ir.Model | onnx.ModelProto) -> ir.Model:
     for _ in range(4):
         infer(clean)
         name_cast_types(clean.graph)
-        if not (take_constant_branches(clean.graph) + fold(clean)):
+        if open_sequences(clean.graph):
+            passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(clean)
+        elif not (take_constant_branches(clean.graph) + fold(clean)):
             break
     passes.NameFixPass()(clean)  # nodes that ONNX or a branch brought have no name or a double one
     return clean

@@ -81,6 +81,24 @@ class UNet(nn.Module):
 
 
 @cache
+class Parts(nn.Module):
+    """Channels split, shuffled and compared, as ShuffleNet and maxout do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, 2, 1)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.head = nn.Linear(11, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = F.relu(self.first(x)).chunk(2, 1)
+        x = torch.cat((left, F.relu(self.depthwise(right))), 1)
+        n, c, h, w = x.shape
+        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        one, two, three = x.split([5, 5, 6], 1)
+        return self.head(torch.cat((torch.maximum(one, two), three), 1).mean((2, 3)))
+
+
 def made(kind: type[nn.Module]) -> Adapter:
     torch.manual_seed(0)
     network = kind()
@@ -126,6 +144,11 @@ def test_a_transformer_whose_code_fixes_the_batch_size_is_compiled() -> None:
     scale = np.abs(one.attribution).max()
     assert scale > 0
     np.testing.assert_allclose(other.attribution, one.attribution, atol=1e-4 * scale)
+
+
+@METHODS
+def test_a_network_that_splits_its_channels(method: str) -> None:
+    assert_alike(made(Parts), FACE, method, **({"relu": False} if method == "grad-cam" else {}))
 
 
 @METHODS

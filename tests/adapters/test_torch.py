@@ -616,3 +616,22 @@ def test_memory_stays_flat_over_a_thousand_calls():
             model.pullback(x, one_hot(), ["norm", "input"], relu="guided")
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert peaks[1] - peaks[0] < 8 * 1024  # kB; one leaked activation a call would be 14 MB
+
+
+def test_the_input_of_a_network_that_lists_a_dense_layer_first_is_an_image():
+    class Aligning(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.place = nn.Linear(3 * 64, 6)
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            theta = self.place(F.adaptive_avg_pool2d(x, 8).flatten(1)).view(-1, 2, 3)
+            grid = F.affine_grid(theta, x.shape, align_corners=False)
+            return self.conv(F.grid_sample(x, grid, align_corners=False)).mean((2, 3))
+
+    model = TorchAdapter(Aligning(), preprocess={"size": (40, 48)})
+    assert model.inputs[0].shape == (None, 3, None, None)
+    assert model.layer("conv").shape == (None, 4, 38, 46)
+    generator = nn.Sequential(nn.Linear(5, 48), nn.Unflatten(1, (3, 4, 4)), nn.Conv2d(3, 1, 3))
+    assert TorchAdapter(generator).inputs[0].shape == (None, 5)

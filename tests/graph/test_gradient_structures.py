@@ -271,3 +271,56 @@ def test_old_initializers_listed_as_inputs_stay_constants() -> None:
     model = network([N("MatMul", ["x", "w"], ["y"])], {"x": x}, {"w": w})
     model.graph.input.append(helper.make_tensor_value_info("w", 1, (3, 4)))
     check_by_torch(model, lambda x: x @ torch.tensor(w.astype(np.float32)).double(), {"x": x})
+
+
+def _taken(*positions: int) -> list[onnx.NodeProto]:
+    """Take tensors from the sequence `s` and concatenate them."""
+    nodes, names = [], []
+    for index, position in enumerate(positions):
+        nodes.append(N("Constant", [], [f"i{index}"], value_int=position))
+        nodes.append(N("SequenceAt", ["s", f"i{index}"], [f"p{index}"]))
+        names.append(f"p{index}")
+    return [*nodes, N("Concat", names, ["y"], axis=1)]
+
+
+@pytest.mark.parametrize("given", ["size", "lengths", "none", "no dimension"])
+def test_parts_of_a_sequence_are_parts_of_a_split(given: str) -> None:
+    x = RNG.normal(size=(2, 5, 3))
+    splits = {"size": np.int64(2), "lengths": np.array([1, 3, 1])}
+    sizes = {"size": 2, "lengths": [1, 3, 1], "none": 1, "no dimension": 1}
+    inputs = ["x", "n"] if given in splits else ["x"]
+    squeezed = {"keepdims": 0} if given == "no dimension" else {}
+    model = network(
+        [N("SplitToSequence", inputs, ["s"], axis=1, **squeezed), *_taken(2, 0, -1)],
+        {"x": x},
+        {"n": splits[given]} if given in splits else {},
+    )
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        parts = torch.split(x, sizes[given], 1)
+        parts = [part[:, 0] for part in parts] if squeezed else parts
+        return torch.cat([parts[2], parts[0], parts[-1]], 1)
+
+    check_by_torch(model, function, {"x": x})
+
+
+@pytest.mark.parametrize("stacked", [0, 1])
+def test_sequences_that_are_put_together_are_read(stacked: int) -> None:
+    x, z = RNG.normal(size=(2, 4, 3)), RNG.normal(size=(2, 4, 3))
+    nodes = [
+        N("Constant", [], ["zero"], value_int=0),
+        N("SequenceEmpty", [], ["e"]),
+        N("SequenceInsert", ["e", "x"], ["s1"]),
+        N("SequenceInsert", ["s1", "z", "zero"], ["s2"]),
+        N("SequenceInsert", ["s2", "x"], ["s3"]),
+        N("SequenceErase", ["s3"], ["s4"]),  # z, x
+        N("SequenceLength", ["s4"], ["count"]),
+        N("Cast", ["count"], ["real"], to=onnx.TensorProto.FLOAT),
+        N("ConcatFromSequence", ["s4"], ["c"], axis=1, new_axis=stacked),
+        N("Mul", ["c", "real"], ["d"]),
+        N("SequenceConstruct", ["d", "d"], ["f"]),
+        N("SequenceAt", ["f", "zero"], ["y"]),
+    ]
+    model = network(nodes, {"x": x, "z": z}, {})
+    joined = torch.stack if stacked else torch.cat
+    check_by_torch(model, lambda x, z: 2 * joined([z, x], 1), {"x": x, "z": z})

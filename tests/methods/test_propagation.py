@@ -64,13 +64,29 @@ class Activations(nn.Module):
         return self.last(self.activation(self.first(x)).amax((2, 3)))
 
 
+def unit_length(x):
+    return F.normalize(x, dim=1)
+
+
+def maxout(x):
+    one, other = x.chunk(2, 1)
+    return torch.cat([torch.maximum(one, other), torch.minimum(one, other)], 1)
+
+
+def least_with(x):
+    """Compare with a constant, and with what has been summed up over other axes."""
+    mean = torch.einsum("nchw->nch", x)[..., None]
+    return torch.minimum(torch.maximum(x, torch.full((4, 1, 1), 0.1)), mean)
+
+
 @pytest.mark.parametrize(
     "activation",
     [
         nn.SiLU(), nn.GELU(), nn.GELU("tanh"), nn.Hardswish(), nn.ELU(), nn.Softplus(), nn.Mish(),
         nn.Tanh(), nn.Sigmoid(), nn.Softmax(1), nn.LayerNorm(6), nn.PReLU(), nn.ReLU6(),
+        nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True), unit_length, maxout, least_with,
     ],
-    ids=lambda one: type(one).__name__ + getattr(one, "approximate", ""),
+    ids=lambda one: getattr(one, "__name__", type(one).__name__) + getattr(one, "approximate", ""),
 )  # fmt: skip
 def test_deeplift_is_complete_for_every_activation(activation):
     torch.manual_seed(0)
@@ -341,6 +357,27 @@ def test_pytorch_models_go_through_their_onnx_form_and_stay_what_they_are():
         pellucid.explain(network, x, "deeplift", target=2, engine="native")
     with pytest.raises(UnsupportedError, match="a rule of the ONNX engine"):
         deep_lift(TorchAdapter(network), x, Objective(TorchAdapter(network), 1))
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True)])
+def test_lrp_takes_the_deviation_of_a_normalisation_for_a_constant(norm):
+    torch.manual_seed(0)
+    network = nn.Sequential(norm, nn.Flatten(), nn.Linear(36, 2, bias=False))
+    nn.init.normal_(norm.weight)
+    nn.init.zeros_(norm.bias)
+    x = np.random.default_rng(0).standard_normal((2, 4, 3, 3)).astype(np.float32)
+    model = exported(network, x)
+    found = lrp(model, x, Objective(model, 0), rule="epsilon")
+    groups = torch.from_numpy(x).reshape(2, 2 if isinstance(norm, nn.GroupNorm) else 4, -1)
+    deviation = groups.var(2, correction=0, keepdim=True).add(norm.eps).sqrt()
+
+    def linear(x):
+        grouped = x.reshape(groups.shape)
+        standard = ((grouped - grouped.mean(2, keepdim=True)) / deviation).reshape(x.shape)
+        return network[1:](standard * norm.weight[:, None, None])[:, 0].sum()
+
+    gradient = torch.autograd.functional.jacobian(linear, torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(found, gradient * x, rtol=1e-4, atol=1e-6)
 
 
 def test_what_has_no_rule_is_refused_by_name():

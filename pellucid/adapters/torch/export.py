@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import onnx.inliner
+import onnx_ir as ir
 import torch
 from onnx import ModelProto
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from pellucid.adapters.torch.observe import output_tensors, undisturbed
 from pellucid.errors import UnsupportedError, first_line
 from pellucid.graph.form import Call, OnnxForm, PortForm
 from pellucid.graph.marking import finished_form
+from pellucid.graph.sequences import open_sequences
 
 __all__ = ["export_module"]
 
@@ -194,7 +196,21 @@ def _converted(program: Any) -> ModelProto:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param.isdigit():  # how the exporter writes a batch that it fixed
                 dim.dim_value = int(dim.dim_param)
-    return onnx.inliner.inline_local_functions(model) if model.functions else model
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    return _without_sequences(model)
+
+
+def _without_sequences(model: ModelProto) -> ModelProto:
+    """Write the parts of `split` as tensors; the exporter gives the sequence a wrong type."""
+    if not any(node.op_type == "SplitToSequence" for node in model.graph.node):
+        return model
+    opened = ir.from_proto(model)
+    open_sequences(opened.graph)
+    for node in opened.graph:
+        if node.op_type == "SplitToSequence":
+            node.outputs[0].type = node.outputs[0].shape = None
+    return ir.to_proto(opened)
 
 
 def _obstacle(error: BaseException) -> str:

@@ -205,16 +205,20 @@ def _candidates(
     """Yield input shapes worth trying, the likeliest first, without the batch."""
     if seen is not None:
         yield tuple(shape[1:] for shape in seen)
-    channels, dimensions = _first_layers(module)
-    if dimensions == 0:
-        for features in channels:
-            yield ((features,),) * count
-        flat = channels[0] if channels else 0
-        for depth in (1, 3):
-            side = math.isqrt(flat // depth)
-            if side * side * depth == flat:
-                yield ((depth, side, side),) * count
-        return
+    channels, features, flat_first = _first_layers(module)
+    if flat_first or not channels:
+        yield from (((length,),) * count for length in features)
+    for dimensions, found in channels.items():
+        yield from _images(found, dimensions, count, size)
+    for depth in (1, 3):  # images that a network flattens first
+        side = math.isqrt((features or [0])[0] // depth)
+        if side and side * side * depth == features[0]:
+            yield ((depth, side, side),) * count
+
+
+def _images(
+    channels: Sequence[int], dimensions: int, count: int, size: Sequence[int] | None
+) -> Iterator[Shapes]:
     sizes = [tuple(size)] if size is not None and len(size) == dimensions else []
     sizes += [(s,) * dimensions for s in _SIZES[dimensions]]
     for spatial in sizes:
@@ -224,21 +228,27 @@ def _candidates(
                 yield tuple((c, *s) for c, s in zip(combination, scaled, strict=True))
 
 
-def _first_layers(module: nn.Module) -> tuple[list[int], int]:
-    """Return likely channel counts of the inputs and the number of spatial axes."""
-    found: list[int] = []
-    dimensions: int | None = None
+def _first_layers(module: nn.Module) -> tuple[dict[int, list[int]], list[int], bool]:
+    """Return likely channel counts by the number of spatial axes, and numbers of features.
+
+    Last comes whether the layer that is listed first takes features.
+    """
+    channels: dict[int, list[int]] = {}
+    features: list[int] = []
+    flat_first = None
     for layer in module.modules():
-        if isinstance(layer, nn.modules.conv._ConvNd):
-            layer_channels, layer_dimensions = layer.in_channels, len(layer.kernel_size)
-        elif isinstance(layer, nn.Linear):
-            layer_channels, layer_dimensions = layer.in_features, 0
+        if isinstance(layer, nn.Linear):
+            features.append(layer.in_features)
+        elif isinstance(layer, nn.modules.conv._ConvNd):
+            channels.setdefault(len(layer.kernel_size), []).append(layer.in_channels)
         elif isinstance(weight := getattr(layer, "weight", None), Tensor) and weight.ndim >= 3:
-            layer_channels, layer_dimensions = weight.shape[1], weight.ndim - 2
-        else:
-            continue
-        dimensions = layer_dimensions if dimensions is None else dimensions
-        if layer_dimensions == dimensions and layer_channels not in found:
-            found.append(layer_channels)
-    image_like = [c for c in found if c <= 4] or found[:1]
-    return list(dict.fromkeys([*found[:1], *image_like]))[:3], dimensions or 0
+            channels.setdefault(weight.ndim - 2, []).append(weight.shape[1])
+        flat_first = bool(features) if flat_first is None and (features or channels) else flat_first
+    likely = {axes: _likely(found) for axes, found in list(channels.items())[:1] if axes in _SIZES}
+    return likely, _likely(features), bool(flat_first)
+
+
+def _likely(found: Sequence[int]) -> list[int]:
+    """Return the first of some counts and those of images."""
+    image_like = [count for count in found if count <= 4] or found[:1]
+    return list(dict.fromkeys([*found[:1], *image_like]))[:3]

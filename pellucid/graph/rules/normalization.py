@@ -138,21 +138,22 @@ def instance_norm(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
 
 @rule("GroupNormalization")
 def group_norm(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    x, epsilon = operand(node), float_attr(node, "epsilon", 1e-5)
+    # (N, C, ...) -> (N, groups, C/groups ...)
+    folded = [0, int_attr(node, "num_groups", 1), -1]
+    x_hat, inverse = standardized(t, t.Reshape(x, folded), [2], epsilon)
+    along = normalized(t, t.Reshape(group_scaled(t, node, g), folded), x_hat, inverse, [2])
+    return (t.reshape_like(along, x),)
+
+
+def group_scaled(t: Tape, node: ir.Node, g: ir.Value) -> ir.Value:
+    """Multiply a cotangent by a GroupNormalization's scale."""
     x, scale = operand(node), operand(node, 1)
-    groups, rank = int_attr(node, "num_groups", 1), t.rank(x)
-    lengths, channels = dims(scale), (dims(x) or (None, None))[1]
-    ones = [1] * (rank - 2)
+    groups, lengths, channels = int_attr(node, "num_groups", 1), dims(scale), (dims(x) or (0, 0))[1]
     # since opset 21 one scale per channel, one per group before
     if lengths == (groups,) and channels != groups:
-        each = t.Reshape(scale, [groups, 1])
-        gs = t.Mul(t.Reshape(g, [0, groups, -1]), each)
-    else:
-        gs = t.Mul(g, t.Reshape(scale, [-1, *ones]))
-    # (N, C, ...) -> (N, groups, C/groups ...)
-    folded = [0, groups, -1]
-    x_hat, inverse = standardized(t, t.Reshape(x, folded), [2], float_attr(node, "epsilon", 1e-5))
-    along = normalized(t, t.Reshape(gs, folded), x_hat, inverse, [2])
-    return (t.reshape_like(along, x),)
+        return t.Mul(t.Reshape(g, [0, groups, -1]), t.Reshape(scale, [groups, 1]))
+    return t.Mul(g, t.Reshape(scale, [-1, *[1] * (t.rank(x) - 2)]))
 
 
 @rule("MeanVarianceNormalization")
