@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import pellucid
 from pellucid.adapters.torch.adapter import TorchAdapter
@@ -140,6 +141,20 @@ def test_each_convolution_has_the_order_that_pays_and_numbers_stay():
     assert not any(orders.values())
     np.testing.assert_allclose(values["logits"], result.detach(), rtol=1e-6)
     np.testing.assert_allclose(gradients["input"], leaf.grad, rtol=1e-5, atol=1e-9)
+
+
+def test_a_checkpoint_that_computes_again_finds_what_it_had():
+    class Checkpointed(Tapering):
+        def forward(self, x):
+            return checkpoint(super().forward, x, use_reentrant=False)
+
+    x = np.random.default_rng(0).random((1, 2, 20, 20), np.float32)
+    gradients = [
+        TorchAdapter(kind().eval()).pullback(x, one_hot(), ["input"])[1]["input"]
+        for kind in (Checkpointed, Tapering)
+    ]
+    assert gradients[0].any()
+    np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-8)
 
 
 @pytest.mark.parametrize("written", ["exported", "traced", "scripted"])

@@ -40,7 +40,7 @@ from pellucid.adapters.torch.observe import (
 )
 from pellucid.adapters.torch.probe import Probe, probe
 from pellucid.adapters.torch.rectifiers import bend_rectifiers
-from pellucid.adapters.torch.shortcuts import ORDERED, SCALED, Shortcuts
+from pellucid.adapters.torch.shortcuts import ORDERED, SCALED, Shortcuts, Ways
 from pellucid.errors import InputError, LayerError, UnsupportedError, first_line
 from pellucid.graph.cache import cached_note
 from pellucid.graph.form import OnnxForm
@@ -86,7 +86,7 @@ class TorchAdapter(Adapter):
         self._lock = threading.RLock()
         self.fixed_batch = fixed_batch
         self._seen = shapes
-        self._reorders = True
+        self._ways: Sequence[Ways] = ({**ORDERED, **SCALED}, SCALED, {})
         self._hashed: tuple[Any, str] = (None, "")
 
     # ---- description -------------------------------------------------------------------------
@@ -243,8 +243,8 @@ class TorchAdapter(Adapter):
     def _run(
         self, x: tuple[Array, ...], fetch: tuple[str, ...], replace: Mapping[str, Array]
     ) -> dict[str, Array]:
-        def compute(tensors: list[Tensor], shortcuts: Shortcuts) -> dict[str, Array]:
-            with shortcuts:
+        def compute(tensors: list[Tensor], ways: Ways) -> dict[str, Array]:
+            with Shortcuts(ways):
                 found = self._forward(tensors, Keeper(fetch, replace=replace))
             return {name: _numpy(found[name].value) for name in fetch}
 
@@ -259,11 +259,9 @@ class TorchAdapter(Adapter):
         fetch: tuple[str, ...],
         relu: Rectifier,
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        def compute(
-            tensors: list[Tensor], shortcuts: Shortcuts
-        ) -> tuple[dict[str, Array], dict[str, Array]]:
+        def compute(tensors: list[Tensor], ways: Ways) -> tuple[dict[str, Array], dict[str, Array]]:
             curves = Curves()
-            with shortcuts, nullcontext() if relu == "exact" else curves:
+            with Shortcuts(ways), nullcontext() if relu == "exact" else curves:
                 found = self._forward(tensors, Keeper({*fetch, *wrt}, wrt))
             values = {name: _numpy(found[name].value) for name in fetch}
             gradients = _backward(found, seed(values), wrt, relu, curves.spans())
@@ -273,20 +271,22 @@ class TorchAdapter(Adapter):
         with self._lock, recording[0], recording[1], undisturbed(self.module):
             return self._attempt(x, compute)
 
-    def _attempt(self, x: tuple[Array, ...], compute: Callable[[list[Tensor], Shortcuts], T]) -> T:
-        """Compute with images in the order of axes that is fastest.
+    def _attempt(self, x: tuple[Array, ...], compute: Callable[[list[Tensor], Ways], T]) -> T:
+        """Compute in the fastest way that the network's code can have, now and from then on.
 
-        Where the network's code wants them otherwise (`.view` fails on what a convolution then
-        returns) they are left in their own order from then on.
+        `.view` may fail on what a convolution with another order of axes returns; a checkpoint
+        finds something else when it computes again, out of sight of all shortcuts.
         """
-        if self._reorders:
+        failures = []
+        for index, ways in enumerate(self._ways):
             try:
-                return compute(self._tensors(x), Shortcuts({**ORDERED, **SCALED}))
-            except (InputError, UnsupportedError):
-                result = compute(self._tensors(x), Shortcuts(SCALED))
-                self._reorders = False
+                result = compute(self._tensors(x), ways)
+            except (InputError, UnsupportedError) as error:
+                failures.append(error)
+            else:
+                self._ways = self._ways[index:]
                 return result
-        return compute(self._tensors(x), Shortcuts(SCALED))
+        raise failures[-1]
 
     def _forward(self, tensors: list[Tensor], keeper: Keeper) -> dict[str, Kept]:
         """Run the network and return the wanted tensors."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["ORDERED", "SCALED", "Shortcuts"]
+__all__ = ["ORDERED", "SCALED", "Shortcuts", "Ways"]
 
 Ways = Mapping[Any, Callable[..., Tensor]]  # by PyTorch's function
 
