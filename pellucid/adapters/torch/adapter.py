@@ -26,10 +26,8 @@ from pellucid.adapters.base import (
     normalised_moments,
     numbered,
 )
-from pellucid.adapters.torch.channels_last import Copies, kernels_of, pays, with_channels_last
 from pellucid.adapters.torch.code import code_digest, is_plain
 from pellucid.adapters.torch.curves import Curves, Span
-from pellucid.adapters.torch.norms import ScaledNorms
 from pellucid.adapters.torch.observe import (
     FinalActivations,
     Keeper,
@@ -42,6 +40,7 @@ from pellucid.adapters.torch.observe import (
 )
 from pellucid.adapters.torch.probe import Probe, probe
 from pellucid.adapters.torch.rectifiers import bend_rectifiers
+from pellucid.adapters.torch.shortcuts import ORDERED, SCALED, Shortcuts, Ways
 from pellucid.errors import InputError, LayerError, UnsupportedError, first_line
 from pellucid.graph.cache import cached_note
 from pellucid.graph.form import OnnxForm
@@ -92,8 +91,7 @@ class TorchAdapter(Adapter):
         self._lock = threading.RLock()
         self.fixed_batch = fixed_batch
         self._seen = shapes
-        self._channels_last = True
-        self._copies = Copies()
+        self._ways: Sequence[Ways] = ({**ORDERED, **SCALED}, SCALED, {})
         self._hashed: tuple[Any, str] = (None, "")
 
     # ---- description -------------------------------------------------------------------------
@@ -252,8 +250,9 @@ class TorchAdapter(Adapter):
     def _run(
         self, x: tuple[Array, ...], fetch: tuple[str, ...], replace: Mapping[str, Array]
     ) -> dict[str, Array]:
-        def compute(tensors: list[Tensor]) -> dict[str, Array]:
-            found = self._forward(tensors, Keeper(fetch, replace=replace))
+        def compute(tensors: list[Tensor], ways: Ways) -> dict[str, Array]:
+            with Shortcuts(ways):
+                found = self._forward(tensors, Keeper(fetch, replace=replace))
             return {name: _numpy(found[name].value) for name in fetch}
 
         with self._lock, torch.no_grad(), undisturbed(self.module):
@@ -267,9 +266,9 @@ class TorchAdapter(Adapter):
         fetch: tuple[str, ...],
         relu: Rectifier,
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        def compute(tensors: list[Tensor]) -> tuple[dict[str, Array], dict[str, Array]]:
+        def compute(tensors: list[Tensor], ways: Ways) -> tuple[dict[str, Array], dict[str, Array]]:
             curves = Curves()
-            with ScaledNorms(), nullcontext() if relu == "exact" else curves:
+            with Shortcuts(ways), nullcontext() if relu == "exact" else curves:
                 found = self._forward(tensors, Keeper({*fetch, *wrt}, wrt))
             values = {name: _numpy(found[name].value) for name in fetch}
             gradients = _backward(found, seed(values), wrt, relu, curves.spans())
@@ -279,23 +278,22 @@ class TorchAdapter(Adapter):
         with self._lock, recording[0], recording[1], undisturbed(self.module):
             return self._attempt(x, compute)
 
-    def _attempt(self, x: tuple[Array, ...], compute: Callable[[list[Tensor]], T]) -> T:
-        """Compute with the channels of a pixel side by side, which on a CPU is PyTorch's fastest.
+    def _attempt(self, x: tuple[Array, ...], compute: Callable[[list[Tensor], Ways], T]) -> T:
+        """Compute in the fastest way that the network's code can have, now and from then on.
 
-        Where the network's code wants images otherwise (`.view` fails on what a convolution then
-        returns) they are given as they are, from then on.
+        `.view` may fail on what a convolution with another order of axes returns; a checkpoint
+        finds something else when it computes again, out of sight of all shortcuts.
         """
-        tensors = self._tensors(x)
-        kernels = kernels_of(self.module) if self._channels_last else {}
-        if self._channels_last and pays(kernels, tensors):
+        failures = []
+        for index, ways in enumerate(self._ways):
             try:
-                with self._copies.lent(kernels):
-                    return compute([with_channels_last(tensor) for tensor in tensors])
-            except (InputError, UnsupportedError):
-                result = compute(self._tensors(x))
-                self._channels_last = False
+                result = compute(self._tensors(x), ways)
+            except (InputError, UnsupportedError) as error:
+                failures.append(error)
+            else:
+                self._ways = self._ways[index:]
                 return result
-        return compute(tensors)
+        raise failures[-1]
 
     def _forward(self, tensors: list[Tensor], keeper: Keeper) -> dict[str, Kept]:
         """Run the network and return the wanted tensors."""

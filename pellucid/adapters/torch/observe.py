@@ -179,16 +179,21 @@ def observing(
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
     """Evaluate without parameter gradients, and put everything back as it was found."""
-    training = [(m, m.training) for m in module.modules()]
-    required = [p for p in module.parameters() if p.requires_grad]
+    modules = list(module.modules())
+    training = [(m, m.training) for m in modules]
+    parameters = [p for m in modules for p in m._parameters.values() if p is not None]
+    required = [p for p in parameters if p.requires_grad]
+    device = parameters[0].device if parameters else torch.device("cpu")
     fast_attention = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         if "torch._dynamo" in sys.modules:  # something may be compiled: run it as written
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(run_once())
-        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         try:
-            torch.manual_seed(0)  # a network that draws numbers draws the same ones each time
+            # A network that draws numbers draws the same ones each time.
+            on_cpu = device.type == "cpu"
+            (torch.default_generator.manual_seed if on_cpu else torch.manual_seed)(0)
             torch.backends.mha.set_fastpath_enabled(False)  # it would bypass the inner layers
             for m, was in training:
                 if was:  # setting an attribute of a module is slow
