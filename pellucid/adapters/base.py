@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pellucid.errors import InputError, LayerError, UnsupportedError, nearest
 
 if TYPE_CHECKING:
+    from pellucid.graph.biases import Bias
     from pellucid.graph.form import OnnxForm
     from pellucid.graph.layers import LayerGraph
     from pellucid.graph.survey import Survey
@@ -224,17 +225,12 @@ class Adapter(ABC):
         """
         return {}
 
-    def biases(self, *, merged: bool = True) -> Mapping[str, Array]:
-        """What the network adds of its own: `{name: array}`.
+    def biases(self) -> Sequence[Bias]:
+        """What the network adds of its own, in the order of its graph.
 
-        A name stands for the sum that the bias is part of, before any activation; it can be fetched
-        and differentiated like a layer, and the array, `(1, C, 1, 1)` say, broadcasts to its value.
-        Batch normalisation adds `beta - mean gamma / sqrt(variance + epsilon)`.
-
-        Parameters
-        ----------
-        merged : count a bias where its sum ends, whichever way convolution and normalisation are
-            written; otherwise where it is added.
+        Constants in its sums, such as `beta - mean gamma / sqrt(variance + epsilon)` of batch
+        normalisation, and what its non-linearities add to their linear part around an image. Their
+        names can be differentiated like layers, and fetched beside the gradients.
 
         Raises
         ------
@@ -242,25 +238,6 @@ class Adapter(ABC):
         """
         raise UnsupportedError(
             "Biases are read from the ONNX form: explain the model with engine='onnx'."
-        )
-
-    def bounds(self) -> Mapping[str, tuple[float, ...]]:
-        """Where activations are cut off at another value than zero: `{name: bounds}`.
-
-        The names are as in `biases`; where the value is one of the bounds, it is a constant.
-        """
-        raise UnsupportedError(
-            "Bounds are read from the ONNX form: explain the model with engine='onnx'."
-        )
-
-    def origins(self) -> Mapping[str, frozenset[str]]:
-        """From which inputs the network's inner values follow: `{name: inputs}`.
-
-        The names are as in `biases`. Of a layer that is called on several inputs, each call has its
-        own name.
-        """
-        raise UnsupportedError(
-            "Origins are read from the ONNX form: explain the model with engine='onnx'."
         )
 
     @property

@@ -1,150 +1,152 @@
-"""What a network adds of its own: the constants in its sums, and the bounds of its activations.
+"""What a network adds of its own: the constants in its sums, and what its non-linearities add.
 
-A bias counts where its sum ends. `(W x + b) scale + shift` is one sum, whether an exporter left it
-in three nodes or folded it into one convolution, so its bias is `b scale + shift`, behind the last
-of them.
+Around an image a network is linear in its input and in all that it adds of its own. The latter is
+divided into steps, so that it does not depend on how an exporter writes the network: all that is
+done to each number of a tensor by itself is one step. `act(scale (W x + b) + shift)` is one,
+whether it is one node, three or twenty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from pellucid.graph.affine import Numbers, affine_step, on_channels
 from pellucid.graph.gradient import path
-from pellucid.graph.prepare import prepare
-from pellucid.graph.rules.normalization import affine
-from pellucid.graph.rules.table import float_attr, ints_attr
-from pellucid.graph.tape import array
+from pellucid.graph.implicit import ARRANGING, ONE_BY_ONE, find_attention, implicit_bias
+from pellucid.graph.normalizing import name_layer_norms
+from pellucid.graph.prepare import fold, prepare
+from pellucid.graph.rules.table import float_attr
+from pellucid.graph.tape import Tape, alike, array, dims
 
-__all__ = ["biases", "bounds", "origins"]
+__all__ = ["Bias", "Decomposition", "decompose"]
 
-Numbers = NDArray[Any]
+_BY_CHANNEL = frozenset(("Conv", "ConvTranspose", "GroupNormalization", "InstanceNormalization"))
+_WITH_BIAS = _BY_CHANNEL | {"Gemm", "LayerNormalization"}
+_PREFIX = "implicit/"  # of the tensors that are computed
 
-_BY_CHANNEL = frozenset(("Conv", "ConvTranspose", "InstanceNormalization"))
-_PASSING = frozenset(("Add", "Cast", "Dropout", "Identity", "Neg", "Sub", "Sum"))
 
+@dataclass(frozen=True)
+class Bias:
+    """What is added at one tensor.
 
-def biases(model: onnx.ModelProto, *, merged: bool = True) -> dict[str, Numbers]:
-    """Find the constants that a graph adds to what follows from its inputs.
-
-    Parameters
+    Attributes
     ----------
-    model : the graph; it is not changed.
-    merged : carry a bias to the end of its sum; otherwise each stays where it is added.
-
-    Returns
-    -------
-    found : `{tensor: bias}`, the tensor being the sum and the bias an array of the same rank that
-        broadcasts to it, float64.
+    name : of the tensor: the sum that the bias is part of, or the value of the non-linearity.
+    value : an array that broadcasts to it, or the name of the tensor that holds it where it
+        depends on the image.
+    step : biases of the same step belong to the same numbers.
+    inputs : from which the tensor follows; shapes do not count.
     """
-    graph = prepare(model).graph
-    nodes, reached = path(graph, graph.outputs, graph.inputs)
-    found: dict[ir.Value, Numbers] = {}
+
+    name: str
+    value: Numbers | str
+    step: str
+    inputs: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """A graph and what it adds of its own.
+
+    Attributes
+    ----------
+    model : the graph, with nodes that compute the biases that depend on the image.
+    biases : in the order of the graph.
+    """
+
+    model: ir.Model
+    biases: tuple[Bias, ...]
+
+
+def decompose(model: onnx.ModelProto) -> Decomposition:
+    """Find all that a graph adds to what follows from its inputs; the graph is not changed."""
+    clean = prepare(model)
+    graph = clean.graph
+    name_layer_norms(clean, {value.name or "" for value in graph.outputs})
+    nodes, active = path(graph, graph.outputs, graph.inputs)
+    origins = {v.name or "": path(graph, graph.outputs, [v])[1] for v in graph.inputs}
+    steps, tape = _steps(nodes, active), Tape(graph, _PREFIX)
+    tape.wanted = active
+    attentions = {one.mixing: one for one in find_attention(nodes, active)}
+    within = {node for one in attentions.values() for node in one.inner}
+    found: list[tuple[ir.Value, Numbers | str]] = []
+    computed: dict[str, ir.Value] = {}
     for node in nodes:
-        sources = [v for v in node.inputs if v is not None and v in reached]
-        (y, *others) = node.outputs
-        if len(sources) != 1 or others or y.shape is None:
+        y = node.outputs[0]
+        if y not in active or node in within:
             continue
-        x, rank = sources[0], len(y.shape)
-        carried, own = _carried(node, x, rank), _own(node, x, rank)
-        alone = len(x.consumers()) == 1 and not x.is_graph_output()
-        if merged and alone and x in found and carried is not None:
-            moved = carried(found.pop(x))
-            own = moved if own is None else moved + own
-        if own is not None and own.any():
-            found[y] = own
-    names = _names(model)
-    return {v.name: bias for v, bias in found.items() if v.name in names}
+        if (constant := _constant(node, active)) is not None:
+            found.append((y, constant))
+        tape.dtype = y.dtype or ir.DataType.FLOAT
+        attention = attentions.get(node)
+        bias = attention.implicit_bias(tape) if attention else implicit_bias(tape, node)
+        if bias is not None:
+            bias.type, bias.shape = y.type, y.shape
+            computed[bias.name or ""] = bias
+            found.append((y, bias.name or ""))
+    settled = _append(clean, tape, computed.values())
+    biases = []
+    for y, one in found:
+        inputs = frozenset(name for name, following in origins.items() if y in following)
+        value = settled.get(one, one) if isinstance(one, str) else one
+        biases.append(Bias(y.name or "", value, steps[y].name or "", inputs))
+    return Decomposition(clean, tuple(biases))
 
 
-def bounds(model: onnx.ModelProto) -> dict[str, tuple[float, ...]]:
-    """Find the values at which activations are cut off, such as 6 for ReLU6; zero is none.
-
-    Returns
-    -------
-    found : `{tensor: bounds}`. Where the tensor has such a value, it is a constant.
-    """
-    graph, names = prepare(model).graph, _names(model)
-    found = {}
-    for node in path(graph, graph.outputs, graph.inputs)[0]:
-        if node.op_type in ("Clip", "Min", "Max"):
-            constants = [array(value) for value in node.inputs]
-            scalars = [float(c.reshape(())) for c in constants if c is not None and c.size == 1]
-            if given := tuple(bound for bound in scalars if bound and np.isfinite(bound)):
-                found[node.outputs[0].name] = given
-    return {name: given for name, given in found.items() if name in names}
+def _append(model: ir.Model, tape: Tape, computed: Collection[ir.Value]) -> dict[str, Numbers]:
+    """Let a graph give what a tape computes; return what turns out to be constant, by name."""
+    graph = model.graph
+    graph.extend(tape.nodes)
+    for constant in tape.initializers:
+        graph.register_initializer(constant)
+    ends = list(graph.outputs)
+    graph.outputs.extend(value for value in computed if value not in ends)
+    fold(model)
+    settled = {v.name or "": _once(a) for v in graph.outputs if (a := array(v)) is not None}
+    kept = [value for value in graph.outputs if value.name not in settled]
+    graph.outputs.clear()
+    graph.outputs.extend(kept)
+    return settled
 
 
-def origins(model: onnx.ModelProto) -> dict[str, frozenset[str]]:
-    """Find from the values of which inputs each tensor follows; their shapes do not count.
+def _once(rows: Numbers) -> Numbers:
+    """Keep one of equal rows, which a fixed batch has."""
+    return rows[:1] if (rows == rows[:1]).all() else rows
 
-    Returns
-    -------
-    found : `{tensor: inputs}`, without tensors that follow from none.
-    """
-    graph, names = prepare(model).graph, _names(model)
-    found: dict[str, frozenset[str]] = {}
-    for given in graph.inputs:
-        for value in path(graph, graph.outputs, [given])[1]:
-            if value.name in names:
-                found[value.name] = found.get(value.name, frozenset()) | {given.name or ""}
+
+def _steps(nodes: Sequence[ir.Node], active: Collection[ir.Value]) -> dict[ir.Value, ir.Value]:
+    """Return for each activation the one of which it is a function number by number."""
+    found: dict[ir.Value, ir.Value] = {}
+    for node in nodes:
+        y = node.outputs[0]
+        sources = [v for v in node.inputs if v is not None and v in active]
+        begins = {found.get(value, value) for value in sources}
+        kept = all(alike(dims(value), dims(y)) for value in sources)
+        same = node.op_type in ARRANGING or (node.op_type in ONE_BY_ONE and kept)
+        if same and len(begins) == 1:
+            found[y] = begins.pop()
+        found |= {value: value for value in node.outputs if value not in found}
     return found
 
 
-def _names(model: onnx.ModelProto) -> set[str]:
-    return {name for node in model.graph.node for name in node.output}
-
-
-def _own(node: ir.Node, x: ir.Value, rank: int) -> Numbers | None:
-    """Return what a node adds to its only input that is no constant."""
-    op, constants = node.op_type, [array(v) for v in node.inputs]
-    if op == "BatchNormalization":
-        found = affine(node)
-        return None if found is None else _on_channels(found[1], rank)
-    if op in _BY_CHANNEL or op in ("Gemm", "LayerNormalization"):
-        bias = constants[2] if len(constants) > 2 else None
-        if bias is None:
-            return None
-        if op in _BY_CHANNEL:
-            return _on_channels(bias.astype(np.float64), rank)
+def _constant(node: ir.Node, active: Collection[ir.Value]) -> Numbers | None:
+    """Return what a node adds by constants, of the rank of its output."""
+    shape = dims(node.outputs[0])
+    if shape is None:
+        return None
+    rank, op = len(shape), node.op_type
+    if op in _WITH_BIAS and len(node.inputs) > 2 and (given := array(node.inputs[2])) is not None:
         factor = float_attr(node, "beta", 1.0) if op == "Gemm" else 1.0
-        return _ranked(factor * bias.astype(np.float64), rank)
-    if op in ("Add", "Sub", "Sum") and any(c is not None for c in constants):
-        total = np.asarray(sum(c.astype(np.float64) for c in constants if c is not None))
-        return _ranked(-total if op == "Sub" and node.inputs[0] is x else total, rank)
-    return None
-
-
-def _carried(node: ir.Node, x: ir.Value, rank: int) -> Callable[[Numbers], Numbers] | None:
-    """Return what a node makes of the bias of its input, None where the sum ends before it."""
-    op = node.op_type
-    if op in ("Mul", "Div"):
-        factor = array(node.inputs[1] if node.inputs[0] is x else node.inputs[0])
-        if factor is None or (op == "Div" and node.inputs[1] is x):
-            return None
-        scale = factor.astype(np.float64) ** (1 if op == "Mul" else -1)
-        return lambda bias: _ranked(bias * scale, rank)
-    if op == "BatchNormalization":
-        found = affine(node)
-        along_channels = None if found is None else _on_channels(found[0], rank)
-        return None if along_channels is None else lambda bias: bias * along_channels
-    if op == "Transpose":
-        order = ints_attr(node, "perm", list(range(rank))[::-1])
-        return lambda bias: bias.transpose(order)
-    if op in _PASSING:
-        turned = op == "Neg" or (op == "Sub" and node.inputs[1] is x)
-        return lambda bias: _ranked(-bias if turned else bias, rank)
-    return None
-
-
-def _on_channels(values: Numbers, rank: int) -> Numbers:
-    return values.reshape(1, -1, *[1] * (rank - 2))
-
-
-def _ranked(values: Numbers, rank: int) -> Numbers:
-    return values.reshape(*[1] * (rank - values.ndim), *values.shape)
+        bias = on_channels(given, rank) if op in _BY_CHANNEL else given * np.float64(factor)
+    else:
+        (x, *others) = [v for v in node.inputs if v is not None and v in active]
+        step = None if others else affine_step(node, x)
+        bias = np.zeros(()) if step is None else step[1]
+    bias = np.where(np.isfinite(bias), bias, 0)  # infinities hide what they are added to
+    bias = bias.reshape(*[1] * (rank - bias.ndim), *bias.shape)
+    return bias if bias.any() else None

@@ -20,6 +20,7 @@ __all__ = [
     "PLACE",
     "Field",
     "Floats",
+    "changes",
     "compact",
     "image_field",
     "joined",
@@ -130,6 +131,14 @@ def compact(planes: Floats) -> Floats:
         ):
             thin = one
     return spread(thin, planes.shape[2:])
+
+
+def changes(places: Floats, axis: int) -> bool:
+    """Whether places differ along an axis."""
+    if places.shape[axis] == 1:
+        return False
+    one = places.take([0], axis=axis)
+    return not np.array_equal(places, np.broadcast_to(one, places.shape), equal_nan=True)
 
 
 def steps_of(fields: Sequence[Field]) -> tuple[float, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import onnx
 import onnx_ir as ir
@@ -26,6 +27,8 @@ from pellucid.graph.split import split
 from pellucid.graph.tape import BACKWARD, Tape, is_float, label, operands, rename_constant
 
 __all__ = ["Gradient", "differentiate"]
+
+_Sent: TypeAlias = "tuple[ir.Value | None, ir.Value | None]"
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,8 @@ def differentiate(
     Raises
     ------
     LayerError : the graph has no such tensor.
-    UnsupportedError : an operator on the way has no rule; the message names the nearest layer
-        from which an explanation is possible.
+    UnsupportedError : an operator on the way has no rule, or none for the way it is used; the
+        message names the nearest layer from which an explanation is possible.
 
     Example
     -------
@@ -147,8 +150,15 @@ def walk(
     seeds: dict[ir.Value, ir.Value],
     wrt: Iterable[ir.Value],
     relu: Rectifier = "exact",
+    *,
+    inside: bool = False,
 ) -> dict[ir.Value, ir.Value]:
-    """Accumulate cotangents from the seeded values back to the wanted ones."""
+    """Accumulate cotangents from the seeded values back to the wanted ones.
+
+    Parameters
+    ----------
+    inside : whether the graph is a branch, whose layers nobody can ask for.
+    """
     wanted = list(wrt)
     nodes, tape.wanted = path(graph, list(seeds), wanted)
     refuse_unknown(nodes, tape.wanted)
@@ -183,11 +193,17 @@ def walk(
             if relu == "deconv" and span.source in tape.wanted:
                 send(span.source, gs[0])
                 continue
-        if node.op_type == "If":
-            for outside, carried in through_branches(tape, node, gs, relu).items():
-                send(outside, carried)
-            continue
-        for value, g in zip(node.inputs, rules[node.op_type](tape, node, *gs), strict=False):
+        try:
+            if node.op_type == "If":
+                carried: Iterable[_Sent] = through_branches(tape, node, gs, relu).items()
+            else:
+                carried = zip(node.inputs, rules[node.op_type](tape, node, *gs), strict=False)
+        except UnsupportedError as error:
+            if inside or propagation is not None:
+                raise
+            instead = _instead(nodes, node, node.outputs)
+            raise UnsupportedError(f"{error} {instead}") from error
+        for value, g in carried:
             send(value, g)
     return {value: g for value in wanted if (g := cotangent(value)) is not None}
 
@@ -218,7 +234,9 @@ def through_branches(
         for value, g in zip(branch.outputs, gs, strict=True):
             if g is not None:
                 seeds.setdefault(value, []).append(g)
-        found = walk(t, branch, {v: t.add(terms) for v, terms in seeds.items()}, wanted, relu)
+        found = walk(
+            t, branch, {v: t.add(terms) for v, terms in seeds.items()}, wanted, relu, inside=True
+        )
         results = []
         for value in wanted:
             t.dtype = _real(value.dtype)

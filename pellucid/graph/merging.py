@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pellucid.graph.rules.normalization import affine
+from pellucid.graph.affine import affine_step
 from pellucid.graph.rules.table import float_attr, int_attr, ints_attr
 from pellucid.graph.tape import Dim, array, dims
 
@@ -60,8 +60,8 @@ def merge_affine(model: ir.Model, named: set[str]) -> None:
         if found.nodes:
             bias = found.scale * before.reshape(-1) + found.shift
             _write(model.graph, node, _scaled(node, weights, axis, found.scale), bias)
-            for affine in found.nodes:
-                _drop(model.graph, affine)
+            for step in found.nodes:
+                _drop(model.graph, step)
 
 
 def _channel_axis_of_weights(node: ir.Node) -> int | None:
@@ -163,32 +163,21 @@ def _last(shape: Sequence[Dim], channels: int) -> Axes | None:
     return tuple(reversed(axes)) if held == channels else None
 
 
-def _step(reader: ir.Node, value: ir.Value, axes: Axes, channels: int) -> Any:
+def _step(
+    reader: ir.Node, value: ir.Value, axes: Axes, channels: int
+) -> tuple[Vector, Vector] | None:
     """Return factor and summand of each channel, or None if a node is no such map."""
-    if reader.op_type == "BatchNormalization" and axes == (1,):
-        return affine(reader)
-    if reader.op_type not in ("Add", "Sub", "Mul", "Div"):
+    found, shape = affine_step(reader, value), dims(value)
+    if found is None or shape is None:
         return None
-    first = reader.inputs[0] is value
-    other = reader.inputs[1 if first else 0]
-    shape = dims(value)
-    if other is None or shape is None or (reader.op_type == "Div" and not first):
-        return None
-    constant = _per_channel(array(other), shape, axes, channels)
-    if constant is None:
-        return None
-    one, none = np.ones(channels), np.zeros(channels)
-    if reader.op_type in ("Mul", "Div"):
-        return (constant if reader.op_type == "Mul" else 1 / constant), none
-    if reader.op_type == "Add":
-        return one, constant
-    return (one, -constant) if first else (-one, constant)
+    scale, shift = (_per_channel(one, shape, axes, channels) for one in found)
+    return None if scale is None or shift is None else (scale, shift)
 
 
 def _per_channel(
-    contents: NDArray[Any] | None, shape: Sequence[Dim], axes: Axes, channels: int
+    contents: NDArray[Any], shape: Sequence[Dim], axes: Axes, channels: int
 ) -> Vector | None:
-    if contents is None or contents.ndim > len(shape):
+    if contents.ndim > len(shape):
         return None
     own = (1,) * (len(shape) - contents.ndim) + contents.shape
     others = [index for index in range(len(own)) if index not in axes]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pellucid.graph.prepare import evaluate
 from pellucid.graph.rules.table import float_attr
-from pellucid.graph.tape import array, dims
+from pellucid.graph.tape import alike, array, dims
 
 __all__ = ["name_layer_norms"]
 
@@ -78,7 +78,7 @@ def _rewritten(
     if shape is None or len(shape) < 2 or not isinstance(shape[-1], int):
         return False
     region = sorted(_following(source), key=lambda node: position[node])
-    roots = [n for n in region if n.op_type != "Identity" and _alike(dims(n.outputs[0]), shape)]
+    roots = [n for n in region if n.op_type != "Identity" and alike(dims(n.outputs[0]), shape)]
     if not roots:
         return False
     x = _noise(shape, source)
@@ -122,14 +122,6 @@ def _between(source: ir.Value, root: ir.Node) -> set[ir.Node]:
                 found.add(producer)
                 waiting.append(producer)
     return found
-
-
-def _alike(one: Sequence[Any] | None, other: Sequence[Any]) -> bool:
-    """Whether two shapes agree wherever both are known."""
-    if one is None or len(one) != len(other):
-        return False
-    known = ((a, b) for a, b in zip(one, other, strict=True) if isinstance(a, int))
-    return all(a == b for a, b in known if isinstance(b, int))
 
 
 def _noise(shape: Sequence[Any], source: ir.Value) -> NDArray[Any]:

@@ -19,23 +19,27 @@ class Placement:
     Attributes
     ----------
     channels : the axis of the channels.
-    positions : the axes of the positions; all others but the batch have one cell.
+    positions : the axes of the positions; all others but the batch have one cell, or are `heads`.
     grid : size of the grid that the positions make.
     take : of the positions in a row, those on the grid, row by row; None if they are all and
         in order. Class and register tokens are left out.
+    heads : further axes of channels, behind which attention splits them.
     """
 
     channels: int
     positions: tuple[int, ...]
     grid: tuple[int, ...]
     take: tuple[int, ...] | None = None
+    heads: tuple[int, ...] = ()
 
     def on_grid(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
         """View values of the layer as `(N, C, *grid)`."""
-        order = (0, self.channels, *self.positions)
+        channels = (self.channels, *self.heads)
+        order = (0, *channels, *self.positions)
         others = [axis for axis in range(array.ndim) if axis not in order]
         # (N, ..., C) -> (N, C, T)
-        flat = array.transpose(*order, *others).reshape(len(array), array.shape[self.channels], -1)
+        count = math.prod(array.shape[axis] for axis in channels)
+        flat = array.transpose(*order, *others).reshape(len(array), count, -1)
         if self.take is not None:
             flat = flat[:, :, list(self.take)]
         return flat.reshape(*flat.shape[:2], *self.grid)
@@ -57,6 +61,7 @@ class Placement:
         return (
             self.channels == 1
             and self.take is None
+            and not self.heads
             and self.positions == tuple(range(2, 2 + len(self.grid)))
         )
 
@@ -94,6 +99,7 @@ def in_layout(placement: Placement, to_own: Sequence[int]) -> Placement:
         placement,
         channels=to_own[placement.channels],
         positions=tuple(to_own[axis] for axis in placement.positions),
+        heads=tuple(to_own[axis] for axis in placement.heads),
     )
 
 

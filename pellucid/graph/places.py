@@ -2,9 +2,10 @@
 
 The graph is run once on places instead of numbers. A value's place is a point of the image, in
 pixels; what it sees is an interval along each image axis. Convolutions slide windows over both,
-reshapes and transposes carry them along, sums join them, products of activations (attention)
-keep the place of their first factor and see what both see. So the cells of a token grid are known
-whatever order the tokens stand in, and class tokens are those that lie nowhere.
+reshapes and transposes carry them along, sums join them, products of activations keep the place of
+their first factor, or in attention that of the query, and see what both see. So the cells of a
+token grid are known whatever order the tokens stand in, and class tokens are those that lie
+nowhere.
 
 Intervals are not cut at the border, as receptive fields in the literature are not. What a
 normalisation over positions mixes in is not counted, either.
@@ -26,6 +27,7 @@ from pellucid.graph.fields import (
     PLACE,
     Field,
     Floats,
+    changes,
     compact,
     joined,
     mean_place,
@@ -59,6 +61,7 @@ _ELEMENTWISE = frozenset((
     "BiasGelu",
 ))  # fmt: skip
 _ALONG_AXIS = frozenset(("Softmax", "LogSoftmax", "Hardmax", "CumSum", "LpNormalization"))
+_KEEPING_BOTH = _SAME | _RESHAPING | _ELEMENTWISE | {"Transpose", "Tanh"}
 _NORMS = frozenset(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"))
 
 
@@ -81,6 +84,7 @@ class Tracer:
         for index, names in enumerate(wiring.reads):
             self.last.update(dict.fromkeys(names, index))
         self.fields: dict[str, Field] = {}
+        self.turned: dict[str, Field] = {}  # products of activations with the second one's place
         self.axes = 0
 
     def run(self, start: Mapping[str, Field], first: int = 0) -> Iterator[tuple[str, Field]]:
@@ -91,7 +95,7 @@ class Tracer:
         start : fields of inputs, or of any tensors from which to go on.
         first : index of the node to begin with.
         """
-        self.fields = dict(start)
+        self.fields, self.turned = dict(start), {}
         self.axes = next(iter(start.values())).planes.shape[1]
         for index in range(first, len(self.wiring.nodes)):
             node = self.wiring.nodes[index]
@@ -103,13 +107,13 @@ class Tracer:
             for name in self.wiring.reads[index]:
                 if self.last[name] <= index:
                     self.fields.pop(name, None)
+                    self.turned.pop(name, None)
 
     def _outputs(self, node: NodeProto) -> list[tuple[str, Field]]:
         shapes = [self._shape(name) if name else None for name in node.output]
-        try:
-            found = self._rule(node)(self, node)
-        except (KeyError, IndexError, ValueError, TypeError, NotImplementedError):
-            found = []  # a rule met something that it does not know: see below
+        found = self._by_rule(node)
+        turned = found[len(shapes) :] or self._also_turned(node)
+        self.turned.update(zip(node.output, turned, strict=False))
         made = []
         for index, (name, shape) in enumerate(zip(node.output, shapes, strict=True)):
             if not name or shape is None:
@@ -119,6 +123,23 @@ class Tracer:
                 field = self._everything(node, shape)
             made.append((name, field))
         return made
+
+    def _by_rule(self, node: NodeProto) -> list[Field]:
+        try:
+            return self._rule(node)(self, node)
+        except (KeyError, IndexError, ValueError, TypeError, NotImplementedError):
+            return []  # a rule met something that it does not know: see `_everything`
+
+    def _also_turned(self, node: NodeProto) -> list[Field]:
+        """Carry the second place of a product along, as far as it is only rearranged or scaled."""
+        live = [name for name in node.input if name in self.fields]
+        if len(live) != 1 or live[0] not in self.turned or node.op_type not in _KEEPING_BOTH:
+            return []
+        field = self.fields[live[0]]
+        self.fields[live[0]] = self.turned[live[0]]
+        found = self._by_rule(node)
+        self.fields[live[0]] = field
+        return found
 
     def _rule(self, node: NodeProto) -> _Rule:
         kind = node.op_type
@@ -261,6 +282,9 @@ class Tracer:
     def _along_axis(self, node: NodeProto) -> list[Field]:
         field = self._field(node.input[0])
         axes = [_attribute(node, "axis", -1) % len(field.shape)]
+        turned = self.turned.get(node.input[0])
+        if turned is not None and changes(thinned(field).planes[PLACE], axes[0] + 1):
+            field = turned  # attention weights lie where the query does, not the key
         if node.op_type in _NORMS:
             axes = list(range(axes[0], len(field.shape)))
         wide, thin = together(field, axes, None), thinned(field)
@@ -281,29 +305,34 @@ class Tracer:
         columns = [*batch[len(batch) - len(second.shape) + 2 :], "k", "j"]
         columns = columns if len(second.shape) > 1 else ["k"]
         ends = ["i"] * (len(first.shape) > 1) + ["j"] * (len(second.shape) > 1)
-        return [self._contracted([(first, rows), (second, columns)], [*batch, *ends], shape)]
+        return self._contracted([(first, rows), (second, columns)], [*batch, *ends], shape)
 
     def _gemm(self, node: NodeProto) -> list[Field]:
         first, second = (self._field(name) for name in node.input[:2])
         rows = ["k", "i"] if _attribute(node, "transA", 0) else ["i", "k"]
         columns = ["j", "k"] if _attribute(node, "transB", 0) else ["k", "j"]
         shape = self._shape(node.output[0]) or ()
-        return [self._contracted([(first, rows), (second, columns)], ["i", "j"], shape)]
+        return self._contracted([(first, rows), (second, columns)], ["i", "j"], shape)
 
     def _einsum(self, node: NodeProto) -> list[Field]:
         left, _, right = _attribute(node, "equation", b"").decode().replace(" ", "").partition("->")
         terms = [list(term) for term in left.split(",")]
         fields = [self._field(name) for name in node.input]
         shape = self._shape(node.output[0]) or ()
-        return [self._contracted(list(zip(fields, terms, strict=True)), list(right), shape)]
+        return self._contracted(list(zip(fields, terms, strict=True)), list(right), shape)
 
     def _contracted(
         self,
         factors: Sequence[tuple[Field, Sequence[str]]],
         kept: Sequence[str],
         shape: Sequence[int],
-    ) -> Field:
-        """Sum products over the axes that are not kept; a sum over cells of one factor merges."""
+    ) -> list[Field]:
+        """Sum products over the axes that are not kept; a sum over cells of one factor merges.
+
+        Returns
+        -------
+        fields : with the place of the first factor, and of two activations that of the last.
+        """
         live = [(f, names) for f, names in factors if not np.isinf(thinned(f).planes[LOW]).all()]
         parts = []
         for field, names in live or factors[:1]:
@@ -318,12 +347,14 @@ class Tracer:
             planes = planes.transpose(0, 1, *(axis + 2 for axis in order))
             sizes = {left[axis]: planes.shape[2 + at] for at, axis in enumerate(order)}
             parts.append(planes.reshape(3, self.axes, *(sizes.get(name, 1) for name in kept)))
-        place = parts[0][PLACE]
-        for other in parts[1:]:
-            place = np.where(np.isnan(place), other[PLACE], place)
+        places = [p[PLACE] for p in parts]
         low = reduce(np.minimum, [p[LOW] for p in parts])
         high = reduce(np.maximum, [p[HIGH] for p in parts])
-        return joined(place, low, high, shape, steps_of([f for f, _ in live or factors]))
+        steps = steps_of([f for f, _ in live or factors])
+        return [
+            joined(reduce(_located, order), low, high, shape, steps)
+            for order in ([places, places[::-1]] if len(live) > 1 else [places])
+        ]
 
     # ---- windows -----------------------------------------------------------------------------
 
@@ -494,6 +525,11 @@ _RULES: dict[str, _Rule] = {
     "Upsample": Tracer._resized,
     "Pad": Tracer._padded,
 }
+
+
+def _located(first: Floats, second: Floats) -> Floats:
+    """Return places, the second ones if the first are nowhere."""
+    return second if np.isnan(first).all() else first
 
 
 def _attribute(node: NodeProto, name: str, default: Any) -> Any:

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from pellucid.graph.fields import Field, Floats, image_field, thinned
+from pellucid.graph.fields import Field, changes, image_field, thinned
 from pellucid.graph.form import OnnxForm
 from pellucid.graph.placement import Placement, ReceptiveField
 from pellucid.graph.places import Tracer
@@ -51,9 +51,17 @@ class Survey:
         """Whether a tensor's place could be found out at all."""
         return tensor in self._found[1]
 
-    def placement(self, tensor: str) -> Placement | None:
-        """Return the grid of a tensor in its own layout, if it has one."""
-        return self._found[0].get(tensor)
+    def placement(self, tensor: str, *, apart: bool = False) -> Placement | None:
+        """Return the grid of a tensor in its own layout, if it has one.
+
+        Parameters
+        ----------
+        apart : find it also in the parts that attention works on, whose channels are split into
+            heads, or whose heads or windows stand with the images along the first axis. Then the
+            placement is that of `(N, parts, ...)`, and the first of its axes is that of the images.
+        """
+        strict = self._found[0].get(tensor)
+        return self._apart.get(tensor, strict) if apart else strict
 
     def receptive_field(self, tensor: str) -> ReceptiveField | None:
         """Return what a position of a tensor sees, if it depends on the image."""
@@ -115,8 +123,10 @@ class Survey:
         }
         placements: dict[str, Placement] = {}
         fields: dict[str, ReceptiveField] = {}
+        self._apart: dict[str, Placement] = {}
         if not start:
             return placements, fields
+        images = next(iter(start.values())).shape[0]
         everything: Iterable[tuple[str, Field]] = [
             *start.items(),
             *self._tracer.run(start),
@@ -125,21 +135,32 @@ class Survey:
             placement = _placement(field)
             if placement is not None:
                 placements[name] = placement
+            parts = field.shape[0] // images if field.shape else 1
+            if placement is None or parts > 1:
+                own = field.planes[:, :, None, :parts] if parts > 1 else field.planes
+                split = _placement(Field(own, field.steps), heads=True)
+                if split is not None:
+                    self._apart[name] = split
             seen = _receptive_field(field, self.image)
             if seen is not None:
                 fields[name] = seen
         return placements, fields
 
 
-def _placement(field: Field) -> Placement | None:
-    """Find the axes along which the place changes, and the grid that the places make."""
+def _placement(field: Field, *, heads: bool = False) -> Placement | None:
+    """Find the axes along which the place changes, and the grid that the places make.
+
+    Parameters
+    ----------
+    heads : whether several axes may hold channels.
+    """
     places = thinned(field).planes[0]  # (A, 1, *axes)
-    if len(field.shape) < 3 or _changes(places, 1):
+    if len(field.shape) < 3 or changes(places, 1):
         return None
-    positions = tuple(axis for axis in range(1, len(field.shape)) if _changes(places, axis + 1))
+    positions = tuple(axis for axis in range(1, len(field.shape)) if changes(places, axis + 1))
     others = [axis for axis in range(1, len(field.shape)) if axis not in positions]
     wide = [axis for axis in others if field.shape[axis] > 1] or others[:1]
-    if not positions or len(wide) != 1:
+    if not positions or not wide or (len(wide) > 1 and not heads):
         return None
     corner = tuple(slice(None) if a in positions else 0 for a in range(len(field.shape)))
     points = places[(slice(None), *corner)].reshape(len(places), -1)  # (A, T)
@@ -158,14 +179,8 @@ def _placement(field: Field) -> Placement | None:
         return None
     take = located[np.argsort(flat)]
     plain = len(take) == points.shape[1] and bool((take == np.arange(len(take))).all())
-    return Placement(wide[0], positions, grid, None if plain else tuple(take.tolist()))
-
-
-def _changes(places: Floats, axis: int) -> bool:
-    if places.shape[axis] == 1:
-        return False
-    one = places.take([0], axis=axis)
-    return not np.array_equal(places, np.broadcast_to(one, places.shape), equal_nan=True)
+    taken = None if plain else tuple(take.tolist())
+    return Placement(wide[0], positions, grid, taken, tuple(wide[1:]))
 
 
 def _receptive_field(field: Field, image: Sequence[int]) -> ReceptiveField | None:

@@ -23,6 +23,7 @@ __all__ = [
     "BACKWARD",
     "Dim",
     "Tape",
+    "alike",
     "array",
     "axes_of",
     "dims",
@@ -44,6 +45,14 @@ def dims(value: ir.Value) -> tuple[Dim, ...] | None:
     if value.shape is None:
         return None
     return tuple(d if isinstance(d, int) else d.value for d in value.shape)
+
+
+def alike(one: Sequence[Dim] | None, other: Sequence[Dim] | None) -> bool:
+    """Whether two shapes agree wherever both are known."""
+    if one is None or other is None or len(one) != len(other):
+        return False
+    pairs = zip(one, other, strict=True)
+    return all(a == b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
 
 
 def array(value: ir.Value | None) -> NDArray[Any] | None:

@@ -76,7 +76,7 @@ def shortfall(details: Mapping[str, Any], score: float) -> Diagnosis | None:
         return Diagnosis(
             "completeness",
             f"Input and biases miss the score of {score:.4g} by {abs(delta):.4g}: the network has "
-            "functions that are not piecewise linear, and what they add is in no term.",
+            "non-linear functions of which what they add is not known, and in no term.",
         )
     return None
 

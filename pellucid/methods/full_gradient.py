@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -29,21 +29,26 @@ def full_grad(
     scale: Scale = "channel",
     absolute: bool = True,
     merged: bool = True,
-    bounded: bool = True,
+    implicit: bool = True,
 ) -> list[Array]:
     """Add up input times gradient and bias times gradient of all layers.
 
-    A network of rectifiers is linear around an image, so its score is exactly
+    Around an image a network is linear in its input and its biases, so its score is exactly
     `sum(x dscore/dx) + sum over all biases b of sum(b dscore/db)`. The terms that have a place on
     the image are drawn: `psi(x g) + sum over layers and channels of psi(b g)`, where psi takes
-    the magnitude, scales it to [0, 1] and resizes it to the image. An activation that stands at
-    an upper bound (ReLU6) is such a constant too. Of several inputs the first one is drawn, with
-    the biases of what follows from it; those of another tower, the same layers called on another
-    image included, count in the sum alone.
+    the magnitude, scales it to [0, 1] and resizes it to the image. Of several inputs the first one
+    is drawn, with the biases of what follows from it; those of another tower, the same layers
+    called on another image included, count in the sum alone.
 
-    Other functions (GELU, SiLU, attention, products) are not linear there: then the map holds the
-    same terms, and they do not sum to the score. How far off they are is
-    `details["completeness_delta"]`, zero for rectifiers up to rounding.
+    A bias is explicit, a constant of a convolution, a dense layer or a normalisation, a position or
+    a class token; or implicit, `f(x) - J x` with the Jacobian J at the image, which is what a
+    non-linearity adds to its linear part. ReLU and maxima have none. ReLU6 has one where it stands
+    at its bound, GELU where it bends, normalisation and attention nearly everywhere. What is done
+    to each number of a tensor by itself is one layer: a bias, the BatchNorm and the activation
+    behind it, and attention is one, from scores to mixed values.
+
+    Of functions whose implicit bias is not known (a product along an axis, a loop) the terms lack
+    what they add: `details["completeness_delta"]`, zero up to rounding for all others.
 
     Parameters
     ----------
@@ -55,9 +60,9 @@ def full_grad(
         `"layer"`, the channels of a layer together, as the authors' code does; `"none"`.
     absolute : False keeps the signs, and does not scale: each term is spread over the pixels that
         its cell of the grid stands for, so that the map sums to all that has a place.
-    merged : see `pellucid.adapters.base.Adapter.biases`; False counts the biases of a convolution
-        and of the normalisation behind it apart, as code that looks for modules does.
-    bounded : count activations at an upper bound.
+    merged : False draws every bias of a layer by itself, those of a convolution and of the
+        normalisation behind it apart, as code that looks for modules does.
+    implicit : count what non-linearities add.
 
     Returns
     -------
@@ -70,46 +75,35 @@ def full_grad(
     """
     if scale not in get_args(Scale):
         raise MethodError(f"scale={scale!r} is unknown: {', '.join(get_args(Scale))}.")
-    batch, biases = model.batch(x), model.biases(merged=merged)
-    bounds = model.bounds() if bounded else {}
+    batch = model.batch(x)
+    biases = [one for one in model.biases() if implicit or not isinstance(one.value, str)]
     inputs = {
         port.name: array
         for port, array in zip(model.inputs, batch, strict=True)
         if port.dtype.startswith("float")
     }
-    fetch = (*bounds, *objective.fetch)
-    values, gradients = model.pullback(x, objective, {**inputs, **biases, **bounds}, fetch=fetch)
+    wrt = dict.fromkeys([*inputs, *(bias.name for bias in biases)])
+    computed = dict.fromkeys(bias.value for bias in biases if isinstance(bias.value, str))
+    values, gradients = model.pullback(x, objective, wrt, fetch=(*computed, *objective.fetch))
     size, first = batch[0].shape[2:], model.inputs[0].name
-    others = _not_from(model, first) if len(batch) > 1 else set()
-    total, drawn = -_linear_part(objective, values), np.zeros((len(batch[0]), *size), np.float32)
-    for name, factor in _factors(inputs, biases, bounds, values):
-        term = factor * gradients[name]  # (N, C, h, w)
-        total += term.reshape(len(term), -1).sum(axis=1, dtype=np.float64)
-        if name not in others:
-            for grid in _placed(model, name, term, size):
-                drawn += _drawn(grid, size, scale, absolute)
+    total, grids = -_linear_part(objective, values), dict[tuple[Any, ...], Array]()
+    terms: list[tuple[str, Array | str, str, Collection[str]]] = [
+        *((name, array, name, (name,)) for name, array in inputs.items()),
+        *((bias.name, bias.value, bias.step, bias.inputs) for bias in biases),
+    ]
+    for number, (name, held, step, sources) in enumerate(terms):
+        term = (values[held] if isinstance(held, str) else held) * gradients[name]
+        if len(term) != len(total):  # windows or heads stand with the images
+            term = term.reshape(len(total), -1, *term.shape[1:])
+        total += term.reshape(len(total), -1).sum(axis=1, dtype=np.float64)
+        for grid in _placed(model, name, term, size) if first in sources else ():
+            key = (step if merged else number, grid.shape)  # (N, C, *grid)
+            grids[key] = grids[key] + grid if key in grids else grid
+    drawn = np.zeros((len(total), *size), np.float32)
+    for grid in grids.values():
+        drawn += _drawn(grid, size, scale, absolute)
     objective.details["completeness_delta"] = total
     return [drawn]
-
-
-def _not_from(model: Adapter, first: str) -> set[str]:
-    """Return what follows from other inputs alone, and these: it has no place on the first one."""
-    apart = {name for name, inputs in model.origins().items() if first not in inputs}
-    return apart | {port.name for port in model.inputs if port.name != first}
-
-
-def _factors(
-    inputs: Mapping[str, Array],
-    biases: Mapping[str, Array],
-    bounds: Mapping[str, tuple[float, ...]],
-    values: Mapping[str, Array],
-) -> Iterator[tuple[str, Array]]:
-    """Yield by what each gradient is multiplied; of an activation, where it is a constant."""
-    yield from inputs.items()
-    yield from biases.items()
-    for name, given in bounds.items():
-        value = values[name]
-        yield name, np.where(np.isin(value, np.asarray(given, value.dtype)), value, 0)
 
 
 def _linear_part(objective: Objective, values: Mapping[str, Array]) -> Array:
@@ -123,7 +117,7 @@ def _placed(model: Adapter, name: str, term: Array, size: Sequence[int]) -> Iter
     """Yield a term as `(N, C, *grid)`, or nothing where it lies on no grid of the image."""
     if term.ndim > 2:
         with suppress(LayerError):
-            yield from as_grid(model, name, term, size=size)
+            yield from as_grid(model, name, term, size=size, apart=True)
 
 
 def _drawn(term: Array, size: Sequence[int], scale: Scale, absolute: bool) -> Array:

@@ -96,31 +96,37 @@ def choose_layer(model: Adapter, outputs: Sequence[str] = ()) -> LayerChoice:
 
 
 def as_grid(
-    model: Adapter, name: str, *arrays: Array, size: Sequence[int] = ()
+    model: Adapter, name: str, *arrays: Array, size: Sequence[int] = (), apart: bool = False
 ) -> tuple[Array, ...]:
     """View values of a layer as `(N, C, *grid)`; tokens lose their class token and get a grid.
 
     Parameters
     ----------
     size : of the images in pixels; where it is left out, that at which the graph was read.
+    apart : view also `(N, parts, ...)`, see `pellucid.graph.survey.Survey.placement`.
 
     Raises
     ------
     LayerError : the layer has no spatial grid.
     """
-    placement = placement_of(model, name, arrays[0].shape, size)
+    placement = placement_of(model, name, arrays[0].shape, size, apart=apart)
     return arrays if placement.is_plain else tuple(placement.on_grid(a) for a in arrays)
 
 
 def placement_of(
-    model: Adapter, name: str, shape: Sequence[int], size: Sequence[int] = ()
+    model: Adapter,
+    name: str,
+    shape: Sequence[int],
+    size: Sequence[int] = (),
+    *,
+    apart: bool = False,
 ) -> Placement:
     """Say how the values of a layer lie on the image.
 
     Parameters
     ----------
     shape : of a value, as it is fetched.
-    size : as for `as_grid`.
+    size, apart : as for `as_grid`.
 
     Raises
     ------
@@ -139,16 +145,17 @@ def placement_of(
     survey = _survey(model)
     if survey is not None:
         tensor, to_own = model.in_form(name)
-        found = survey.placement(tensor)
-        if found is None and survey.follows(tensor):
+        found = survey.placement(tensor, apart=apart)
+        if found is not None:
+            folded = rank - len(survey.types[tensor].shape)
+            to_own = () if folded else to_own
+            cells = [shape[axis] for axis in in_layout(found, to_own).positions]
+            sizes = [1] * folded + [*survey.types[tensor].shape]
+            before = math.prod(sizes[axis] or 1 for axis in found.positions)
+            return in_layout(_at_size(found, before, survey.image, name, cells, size), to_own)
+        if survey.follows(tensor):
             if rank > 3 and model.knows_channels:
                 return plain
-            tensor, to_own = _alike(model, survey, name)
-            found = survey.placement(tensor)
-        if found is not None:
-            cells = [shape[axis] for axis in in_layout(found, to_own).positions]
-            return in_layout(_at_size(survey, tensor, name, cells, size), to_own)
-        if survey.follows(tensor):
             raise LayerError(
                 f"The values of layer {name!r}, {' x '.join(map(str, shape[1:]))} per image, lie "
                 "on no grid of the image: name another layer, or leave layer= out."
@@ -162,20 +169,6 @@ def placement_of(
             f"The {layer.shape[1]} tokens of layer {name!r} fit no grid of this model."
         )
     return _behind(shape[1], grid)
-
-
-def _alike(model: Adapter, survey: Survey, name: str) -> tuple[str, tuple[int, ...]]:
-    """Find tokens as many and as wide as those of a layer, of which it is known where they lie.
-
-    Attention written as sums of products hides it; what it is added to tells.
-    """
-    own = next((layer for layer in model.layers if layer.name == name), None)
-    for layer in model.layers if own is not None and own.layout == "tokens" else ():
-        if own is not None and layer.shape[1:] == own.shape[1:]:
-            other = model.in_form(layer.name)
-            if survey.placement(other[0]) is not None:
-                return other
-    return model.in_form(name)
 
 
 def gradient_energy(
@@ -195,24 +188,26 @@ def gradient_energy(
 
 
 def _at_size(
-    survey: Survey, tensor: str, name: str, cells: Sequence[int], size: Sequence[int]
+    found: Placement,
+    before: int,
+    image: Sequence[int],
+    name: str,
+    cells: Sequence[int],
+    size: Sequence[int],
 ) -> Placement:
     """Fit the placement of a tensor to an image of another size.
 
     Parameters
     ----------
+    before : how many positions there were in an image of the size `image`.
     cells : how many positions there are, along each axis that holds positions.
     size : of the image in pixels, `()` where it is not known.
     """
-    found = survey.placement(tensor)
-    assert found is not None
     if found.take is None and len(cells) == len(found.grid):
         return replace(found, grid=tuple(cells))
-    count, known = math.prod(cells), survey.types[tensor].shape
-    before = math.prod(known[axis] or 1 for axis in found.positions)
-    grid = found.grid
+    count, grid = math.prod(cells), found.grid
     if len(size) == len(grid):
-        pairs = zip(grid, size, survey.image, strict=True)
+        pairs = zip(grid, size, image, strict=True)
         grid = tuple(round(n * now / then) for n, now, then in pairs)
     if grid == found.grid and count == before:
         return found

@@ -164,7 +164,7 @@ METHODS = {
         Method("xrai", xrai.xrai, pixels=False),
         Method(
             "fullgrad", full_gradient.full_grad, pixels=False, onnx=True,
-            like=_like(pytorch_grad_cam={"merged": False, "bounded": False}),
+            like=_like(pytorch_grad_cam={"merged": False, "implicit": False}),
         ),
         Method("deeplift", propagation.deep_lift, signed=True, onnx=True, like=_like(captum={})),
         Method(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 import torch
 from torch import nn
@@ -326,6 +327,33 @@ def test_operator_without_a_rule_names_itself_and_the_nearest_layer() -> None:
     with pytest.raises(UnsupportedError, match=r"Unique \(node 'second'.*nearest layer.*'third'"):
         differentiate(model, ["y"], ["x"])
     assert differentiate(model, ["y"], ["b"]).wrt == ("b",)
+
+
+CONVOLVED = "a = Relu(x) b = Conv(x, a)"  # by weights that follow from the input
+
+
+@pytest.mark.parametrize(
+    ("body", "nearest"),
+    [
+        (f"{CONVOLVED} c = Exp(b) y = Neg(c)", "tensor 'c'"),
+        (f"{CONVOLVED} c = If (o) <then_branch = then () => (float[2,1,1,1] d) {{ d = Exp(b) }}, "
+         "else_branch = other () => (float[2,1,1,1] e) { e = Neg(b) }> y = Sin(c)", "tensor 'c'"),
+        (f"c = If (o) <then_branch = then () => (float[2,1,1,1] d) {{ {CONVOLVED} d = Exp(b) }}, "
+         "else_branch = other () => (float[2,1,1,1] e) { e = Conv(x, x) }> y = Sin(c)",
+         "tensor 'y'"),
+    ],
+)  # fmt: skip
+def test_a_rule_that_refuses_names_the_nearest_layer_too(body: str, nearest: str) -> None:
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 18]>
+        graph (float[2,1,3,3] x, bool o) => (float[2,2,1,1] y) {{ {body} }}
+    """)
+    said = rf"^Conv \(node .* computes its weights from the input.*nearest layer .*{nearest}"
+    with pytest.raises(UnsupportedError, match=said) as error:
+        differentiate(model, ["y"], ["x"])
+    assert str(error.value).count("nearest layer") == 1
+    name = nearest.split("'")[1]
+    assert differentiate(model, ["y"], [name]).wrt == (name,)
 
 
 @pytest.fixture(autouse=True)

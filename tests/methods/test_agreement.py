@@ -105,8 +105,6 @@ def distance(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("name", "method", "options"), CASES, ids=str)
 def test_every_framework_and_engine_gives_the_same_map(name, method, options):
-    if name == "vit" and method == "fullgrad":
-        pytest.skip("it draws the biases of attention where the exporter adds them")
     options = FEW.get(method, {}) | options
     engines = ("onnx",) if METHODS[method].onnx else ("native", "onnx")
     if METHODS[method].onnx:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import ModelProto, external_data_helper
 
 from pellucid.adapters.base import (
@@ -36,7 +38,7 @@ from pellucid.adapters.onnx.sessions import open_session
 from pellucid.errors import InputError, LayerError, UnsupportedError, first_line
 from pellucid.graph import protobuf
 from pellucid.graph.axes import channel_axes
-from pellucid.graph.biases import biases, bounds, origins
+from pellucid.graph.biases import Bias, Decomposition, decompose
 from pellucid.graph.form import OnnxForm, PortForm
 from pellucid.graph.prepare import unfused
 from pellucid.graph.pullback import OnnxPullback, Recorded
@@ -96,7 +98,6 @@ class OnnxAdapter(Adapter):
         self._sessions: OrderedDict[Any, Any] = OrderedDict()
         self._pullbacks: OrderedDict[Any, OnnxPullback] = OrderedDict()
         self._seeded: dict[Any, tuple[str, ...]] = {}
-        self._biases: dict[bool, dict[str, Array]] = {}
         self._tensors: dict[str, Port] = {}  # that have a name beside those of layers
         self._lock = threading.RLock()
         if folder is None:
@@ -211,45 +212,32 @@ class OnnxAdapter(Adapter):
             found[names[node.output[0]]] = normalised_moments(variance, epsilon, gamma, beta)
         return found
 
-    def biases(self, *, merged: bool = True) -> dict[str, Array]:
-        """What the graph adds of its own, by the sum that it is part of: see `Adapter.biases`."""
-        if merged not in self._biases:
-            found = biases(self._to_the_outputs, merged=merged)
-            self._biases[merged] = {
-                port.name: port.channels_first(np.asarray(bias, np.float32))
-                for port, bias in ((self._inner(tensor), bias) for tensor, bias in found.items())
-            }
-        return self._biases[merged]
-
-    def bounds(self) -> dict[str, tuple[float, ...]]:
-        """Where the graph's activations are cut off: see `Adapter.bounds`."""
-        return self._bounds
+    def biases(self) -> tuple[Bias, ...]:
+        """What the graph adds of its own: see `Adapter.biases`."""
+        return self._biases
 
     @cached_property
-    def _bounds(self) -> dict[str, tuple[float, ...]]:
-        found = bounds(self._to_the_outputs)
-        return {self._inner(tensor).name: given for tensor, given in found.items()}
-
-    def origins(self) -> dict[str, frozenset[str]]:
-        """From which inputs the graph's tensors follow: see `Adapter.origins`."""
-        return self._origins
+    def _biases(self) -> tuple[Bias, ...]:
+        names, found = {port.own_name: port.name for port in self.inputs}, []
+        for bias in self._decomposed.biases:
+            port = self._inner(bias.name)
+            if isinstance(bias.value, str):
+                value: Any = self._inner(bias.value, port).name
+            else:
+                value = port.channels_first(np.asarray(bias.value, np.float32))
+            inputs = frozenset(names[tensor] for tensor in bias.inputs)
+            found.append(replace(bias, name=port.name, value=value, inputs=inputs))
+        return tuple(found)
 
     @cached_property
-    def _origins(self) -> dict[str, frozenset[str]]:
-        found, names = origins(self._to_the_outputs), {p.own_name: p.name for p in self.inputs}
-        return {
-            self._inner(tensor).name: frozenset(names[given] for given in inputs)
-            for tensor, inputs in found.items()
-        }
+    def _decomposed(self) -> Decomposition:
+        return decompose(self.part([self.tensor(port.logits) for port in self.outputs]))
 
-    @property
-    def _to_the_outputs(self) -> ModelProto:
-        return self.part([port.own_name for port in self.outputs])
-
-    def _inner(self, tensor: str) -> Port:
+    def _inner(self, tensor: str, like: Port | None = None) -> Port:
         """Give a tensor a name beside those of layers, under which its axes are known."""
         name = f"tensor {tensor}"
-        port = Port(name, self._shapes.get(tensor, ()), tensor, self._axes.get(tensor, ()))
+        axes = self._axes.get(tensor, ()) if like is None else like.to_own
+        port = Port(name, self._shapes.get(tensor, ()), tensor, axes)
         self._tensors[name] = self._ports[name] = port
         return port
 
@@ -394,7 +382,14 @@ class OnnxAdapter(Adapter):
         """
         inputs = {port.own_name for port in self.inputs}
         computed = [name for name in dict.fromkeys(tensors) if name not in inputs]
-        return protobuf.cut(self._whole, computed, self._extra(computed), keep=tensors)
+        if self._is_plain(computed):
+            return protobuf.cut(self._whole, computed, self._extra(computed), keep=tensors)
+        return protobuf.cut(ir.to_proto(self._decomposed.model), computed, keep=tensors)
+
+    def _is_plain(self, tensors: Iterable[str]) -> bool:
+        """Whether the file itself gives tensors, not only its decomposition."""
+        logits = {f"pellucid/{port.logits}" for port in self.outputs}
+        return all(name in self._tensor_names or name in logits for name in tensors)
 
     @property
     def _whole(self) -> ModelProto:
@@ -505,8 +500,11 @@ class OnnxAdapter(Adapter):
             return self._plain
         key = (wanted, given)
         if key not in self._sessions:
-            extra = self._extra(wanted)
-            part = protobuf.cut(self.model, sorted(wanted), extra, given=sorted(given))
+            if self._is_plain(wanted):
+                extra = self._extra(wanted)
+                part = protobuf.cut(self.model, sorted(wanted), extra, given=sorted(given))
+            else:
+                part = self.part(wanted)
             self._sessions[key] = open_session(
                 part, source=self._named, device=self.device, folder=self._folder
             )
