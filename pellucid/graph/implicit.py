@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pellucid.graph.affine import affine_step
-from pellucid.graph.propagation import UNARY
+from pellucid.graph.propagation.shared import UNARY
 from pellucid.graph.rules import RULES
 from pellucid.graph.rules.normalization import standardized
 from pellucid.graph.rules.rectifier import operand, output
