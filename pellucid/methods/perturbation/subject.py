@@ -33,7 +33,7 @@ __all__ = ["Source", "Subject", "forget"]
 
 # Copies are made, and answers read, for so many rows, or so many bytes, at a time: right behind a
 # prediction the processor's caches are the network's, and every small step is ten times as slow.
-_GATHERED = 64
+_GATHERED = 256
 _GATHERED_BYTES = 2**20
 _KEPT_ROW = 4096  # numbers in a prediction that is kept
 _KEPT_CODE = 64  # bytes of a code that is kept as it is
