@@ -27,9 +27,10 @@ __all__ = [
 # EfficientNet-Lite0 13 ms at 4 and 24 at 32.
 MEMORY = 48 * 2**20
 MEMORY_OF_GRADIENTS = 512 * 2**20
-# For predictions by each engine. onnxruntime keeps its memory: EfficientNet-Lite0 takes 3.4 ms per
-# row at 3 rows, 3.2 at 8, which is what this allows; ResNet-50 takes the same from 4 to 16.
-_MEMORY = {"onnx": 128 * 2**20, "native": MEMORY}
+# For predictions by each engine. onnxruntime keeps its memory, but where activations outgrow the
+# processor's caches it may be slower: EfficientNet-Lite0 took 3.4, 3.2 and 3.2 ms per row at 3, 4
+# and 8 rows, and an hour later, on the same shared machine, 3.6, 3.7 and 4.1. This allows 4.
+_MEMORY = {"onnx": 64 * 2**20, "native": MEMORY}
 # Rows of predictions at a time: onnxruntime is slower from 32 on, frameworks gain up to 64, since
 # every call costs them a millisecond or two.
 _MOST_ROWS = {"onnx": 16, "native": 64}
