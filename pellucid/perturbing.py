@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from pellucid.adapters.base import Adapter, Array
 from pellucid.errors import InputError, MethodError
 from pellucid.images import Prepared, Preprocess, resize_map
-from pellucid.methods.batching import MEMORY
 from pellucid.methods.objective import Objective
 from pellucid.methods.perturbation.details import Finding
 from pellucid.methods.perturbation.lime import lime_of_package
@@ -33,7 +32,7 @@ class Asking:
     Attributes
     ----------
     method, like, options, seed : as `explain` takes them.
-    memory : bytes for copies and activations.
+    memory : bytes for copies and activations; None: what suits the engine.
     progress : whether, or where, progress is shown.
     """
 
@@ -41,7 +40,7 @@ class Asking:
     like: str | None
     options: Mapping[str, Any]
     seed: int
-    memory: int = MEMORY
+    memory: int | None = None
     progress: bool | TextIO | None = None
 
     @classmethod

@@ -24,9 +24,13 @@ __all__ = [
 
 # Bytes. PyTorch gives tensors of more than about 16 MiB back to the system after each use and pays
 # for their pages anew every time: ResNet-50 takes 33 ms per row at 4 rows, 40 at 12,
-# EfficientNet-Lite0 13 ms at 4 and 24 at 32. onnxruntime keeps its memory.
+# EfficientNet-Lite0 13 ms at 4 and 24 at 32.
 MEMORY = 48 * 2**20
 MEMORY_OF_GRADIENTS = 512 * 2**20
+# For predictions by each engine. onnxruntime keeps its memory, but where activations outgrow the
+# processor's caches it may be slower: EfficientNet-Lite0 took 3.4, 3.2 and 3.2 ms per row at 3, 4
+# and 8 rows, and an hour later, on the same shared machine, 3.6, 3.7 and 4.1. This allows 4.
+_MEMORY = {"onnx": 64 * 2**20, "native": MEMORY}
 # Rows of predictions at a time: onnxruntime is slower from 32 on, frameworks gain up to 64, since
 # every call costs them a millisecond or two.
 _MOST_ROWS = {"onnx": 16, "native": 64}
@@ -55,15 +59,16 @@ def rows_within(model: Adapter, x: Array, memory: int, after: str | None = None)
     return _rows(memory, _ALIVE * max([first, *sizes]) + 2 * first)
 
 
-def prediction_rows(model: Adapter, x: Array, memory: int = MEMORY) -> int:
+def prediction_rows(model: Adapter, x: Array, memory: int | None = None) -> int:
     """Return how many rows are predicted at a time where there are many to predict.
 
     Parameters
     ----------
     x : the batch that is explained, `(N, C, *spatial)`.
-    memory : bytes for the activations and the inputs of a pass.
+    memory : bytes for the activations and the inputs of a pass; None: what suits the engine.
     """
-    return model.fixed_batch or min(_MOST_ROWS[model.engine], rows_within(model, x, memory))
+    given = _MEMORY[model.engine] if memory is None else memory
+    return model.fixed_batch or min(_MOST_ROWS[model.engine], rows_within(model, x, given))
 
 
 def gradient_rows(model: Adapter, x: Array, memory: int) -> int:

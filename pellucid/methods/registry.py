@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache
 from typing import Any
 
 from pellucid.errors import MethodError, nearest
@@ -55,11 +55,10 @@ class Method:
     bends: bool = False
     like: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"paper": {}})
 
-    @cached_property
+    @property
     def parameters(self) -> Mapping[str, Any]:
         """The options, with their defaults."""
-        found = inspect.signature(self.function).parameters.values()
-        return {p.name: p.default for p in found if p.kind is p.KEYWORD_ONLY}
+        return _parameters(self.function)
 
     @property
     def smoothable(self) -> bool:
@@ -82,6 +81,12 @@ class Method:
             if isinstance(known.get(name), bool) and not isinstance(value, bool):
                 raise MethodError(f"{name}={value!r}: True or False is wanted.")
         return {name: value for name, value in options.items() if name in known}
+
+
+@cache
+def _parameters(function: Callable[..., Any]) -> Mapping[str, Any]:
+    found = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in found if p.kind is p.KEYWORD_ONLY}
 
 
 def method_named(name: str) -> Method:

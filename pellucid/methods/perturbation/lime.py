@@ -21,12 +21,12 @@ from pellucid.methods.perturbation.sampling import (
     KERNEL_WIDTH,
     Locality,
     Masks,
-    balanced_pairs,
     bernoulli_masks,
+    pairs_of,
 )
 from pellucid.methods.perturbation.segments import COUNT
 from pellucid.methods.perturbation.selection import selection, sparse_ridge
-from pellucid.methods.perturbation.settling import Settling, Stream, finding_of, settled_fit
+from pellucid.methods.perturbation.settling import Settling, finding_of, settled_fit
 from pellucid.methods.perturbation.subject import Subject
 
 __all__ = ["lime", "lime_of_package"]
@@ -103,7 +103,7 @@ def lime(
         kriging = kernels.of(masks, scores, linear.weights)
         return projected(kriging, masks, scores, locality, weights)
 
-    masks_of = Stream(balanced_pairs(locality.sizes, np.random.default_rng(subject.seed)))
+    masks_of = pairs_of(locality.sizes, subject.seed)
     found, also = settled_fit(subject, compose, locality.count, masks_of, fit, rule)
     return finding_of(labels, found, **also)
 

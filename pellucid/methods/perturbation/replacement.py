@@ -72,10 +72,10 @@ def replacement(
 
 def mean_of_segments(image: Array, segments: Labels) -> Array:
     """Fill every superpixel with its own mean: `(C, *spatial)` to the same."""
-    flat, labels = image.reshape(len(image), -1), segments.ravel()
+    flat, labels = image.reshape(len(image), -1), segments.ravel().astype(np.intp)
     counts = np.bincount(labels)
     means = np.stack([np.bincount(labels, weights=plane) / counts for plane in flat])  # (C, K)
-    return np.asarray(means[:, labels].reshape(image.shape), np.float32)
+    return np.take(means.astype(np.float32), labels, axis=1).reshape(image.shape)
 
 
 def _inpainted(image: Array, segments: Labels) -> Array:

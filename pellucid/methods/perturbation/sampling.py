@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +23,19 @@ from scipy.special import gammaln
 from pellucid.errors import MethodError
 from pellucid.methods.perturbation.details import Numbers
 
-__all__ = ["KERNEL_WIDTH", "Locality", "Masks", "balanced_pairs", "bernoulli_masks"]
+__all__ = [
+    "KERNEL_WIDTH",
+    "Locality",
+    "Masks",
+    "Stream",
+    "balanced_pairs",
+    "bernoulli_masks",
+    "pairs_of",
+]
 
 KERNEL_WIDTH = 0.25
 _BLOCK = 25  # pairs that are drawn together
+_STREAMS = 16  # of masks that are kept
 _GAIN = 0.6  # of what one superpixel adds: smaller gains do not show in standard errors
 Masks = NDArray[np.bool_]
 
@@ -144,6 +154,34 @@ def _exchanged(x: Numbers, inverse: Numbers) -> tuple[Numbers, Numbers]:
         hidden[other] = shown[one] = 0
         pulled += 2 * (inverse[other] - inverse[one])
     return x, pulled
+
+
+class Stream:
+    """Masks number so to number so of blocks that come without end."""
+
+    def __init__(self, blocks: Iterator[Masks]) -> None:
+        self._blocks, self._drawn = blocks, next(blocks)
+        self._lock = Lock()
+
+    def part(self, start: int, stop: int) -> Masks:
+        """Return masks number `start` to `stop`; they do not depend on how many are asked for."""
+        with self._lock:
+            while len(self._drawn) < stop:
+                self._drawn = np.concatenate((self._drawn, next(self._blocks)))
+            return self._drawn[start:stop].copy()
+
+
+def pairs_of(sizes: Numbers, seed: int) -> Stream:
+    """Return the masks of `balanced_pairs` from a seed, drawn once for all images.
+
+    They follow from nothing else, and images have about as many superpixels each.
+    """
+    return _pairs_of(sizes.tobytes(), seed)
+
+
+@lru_cache(maxsize=_STREAMS)
+def _pairs_of(sizes: bytes, seed: int) -> Stream:
+    return Stream(balanced_pairs(np.frombuffer(sizes), np.random.default_rng(seed)))
 
 
 def bernoulli_masks(count: int, samples: int, state: np.random.RandomState) -> Masks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,11 @@ from pellucid.errors import MethodError
 from pellucid.methods.perturbation.composing import Composer
 from pellucid.methods.perturbation.details import Finding, Labels, Numbers
 from pellucid.methods.perturbation.regression import Fit, top_certainty
-from pellucid.methods.perturbation.sampling import Masks
+from pellucid.methods.perturbation.sampling import Masks, Stream
 from pellucid.methods.perturbation.subject import Subject
 from pellucid.methods.threads import one_thread
 
-__all__ = ["Settling", "Stream", "finding_of", "settled_fit"]
+__all__ = ["Settling", "finding_of", "settled_fit"]
 
 _CHECKS = (100, 150, 200, 300, 400, 600, 800)
 _ALIKE = 0.01  # of the largest weight: what is known this well differs in rank by chance alone
@@ -75,19 +75,6 @@ class Settling:
             return [self.num_samples // 2 * 2]
         checks = [size for size in _CHECKS if 2 * count <= size < self.budget]
         return [*checks, self.budget // 2 * 2]
-
-
-class Stream:
-    """Masks number so to number so of blocks that come without end."""
-
-    def __init__(self, blocks: Iterator[Masks]) -> None:
-        self._blocks, self._drawn = blocks, next(blocks)
-
-    def part(self, start: int, stop: int) -> Masks:
-        """Return masks number `start` to `stop`; they do not depend on how many are asked for."""
-        while len(self._drawn) < stop:
-            self._drawn = np.concatenate((self._drawn, next(self._blocks)))
-        return self._drawn[start:stop]
 
 
 def settled_fit(

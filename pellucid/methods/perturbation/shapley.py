@@ -18,9 +18,9 @@ from pellucid.errors import MethodError
 from pellucid.methods.perturbation.details import Finding, Numbers
 from pellucid.methods.perturbation.kriging import Kernels, fair_shares, leaves_something
 from pellucid.methods.perturbation.regression import Fit, top_certainty
-from pellucid.methods.perturbation.sampling import Masks, balanced_pairs
+from pellucid.methods.perturbation.sampling import Masks, pairs_of
 from pellucid.methods.perturbation.segments import COUNT
-from pellucid.methods.perturbation.settling import Settling, Stream, finding_of, settled_fit
+from pellucid.methods.perturbation.settling import Settling, finding_of, settled_fit
 from pellucid.methods.perturbation.subject import Subject
 
 __all__ = ["coalition_sizes", "kernel_shap", "shapley_sampling"]
@@ -87,7 +87,7 @@ def kernel_shap(
         shares += level
         return Fit(nothing, shares, _r2(masks, scores, nothing, shares), deviations)
 
-    masks_of = Stream(balanced_pairs(sizes, np.random.default_rng(subject.seed)))
+    masks_of = pairs_of(sizes, subject.seed)
     found, also = settled_fit(subject, compose, count, masks_of, fit, rule)
     gap = subject.score - nothing - float(found.weights.sum())
     also["facts"] |= {"efficiency_gap": gap}

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pellucid.adapters.base import Adapter, Array
 from pellucid.errors import MethodError
-from pellucid.methods.batching import MEMORY, prediction_rows
+from pellucid.methods.batching import prediction_rows
 from pellucid.methods.objective import Objective
 from pellucid.methods.perturbation.composing import Codes, Composer, HiddenSegments, digest
 from pellucid.methods.perturbation.details import Labels, Numbers
@@ -31,9 +31,9 @@ from pellucid.methods.progress import Bar, no_bar
 
 __all__ = ["Source", "Subject", "forget"]
 
-# Answers are read so many rows, or so many bytes, at a time: right behind a prediction the
-# processor's caches are the network's, and every small step is ten times as slow.
-_GATHERED = 64
+# Copies are made, and answers read, for so many rows, or so many bytes, at a time: right behind a
+# prediction the processor's caches are the network's, and every small step is ten times as slow.
+_GATHERED = 256
 _GATHERED_BYTES = 2**20
 _KEPT_ROW = 4096  # numbers in a prediction that is kept
 _KEPT_CODE = 64  # bytes of a code that is kept as it is
@@ -82,7 +82,8 @@ class Subject:
     given : makes an input, `(C, *spatial)`, of a colour or another image.
     source : the picture that the input was made of, or None.
     seed : governs all randomness.
-    memory : bytes that copies and the network's activations may take together.
+    memory : bytes that copies and the network's activations may take together; None: what suits
+        the engine.
     bar : where progress is shown.
 
     Attributes
@@ -103,7 +104,7 @@ class Subject:
         given: Callable[[Any], Array],
         source: Source | None = None,
         seed: int = 0,
-        memory: int = MEMORY,
+        memory: int | None = None,
         bar: Bar = no_bar,
     ) -> None:
         self.model, self.objective, self.index, self.bar = model, objective, index, bar
@@ -222,11 +223,15 @@ class Subject:
     def _asked(
         self, codes: Codes, indices: list[int], compose: Composer
     ) -> Iterator[tuple[list[int], Mapping[str, Array]]]:
-        copies = self._buffer(min(self.rows, max(len(indices), 1)))
+        together = min(_GATHERED, _GATHERED_BYTES // self.image.nbytes) // self.rows
+        made = max(1, together) * self.rows
+        copies = self._buffer(min(made, len(indices)))
         for start in range(0, len(indices), self.rows):
-            some = indices[start : start + self.rows]
-            batch = copies[: len(some)]
-            compose(codes[some], batch)
+            some, first = indices[start : start + self.rows], start % made
+            if first == 0:
+                block = indices[start : start + made]
+                compose(codes[block], copies[: len(block)])
+            batch = copies[first : first + len(some)]
             others = [np.repeat(array, len(some), axis=0) for array in self.inputs[1:]]
             values = self.model.run([batch, *others], self.objective.fetch)
             self.bar(len(some))

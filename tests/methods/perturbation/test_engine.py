@@ -6,14 +6,14 @@ import io
 
 import numpy as np
 import pytest
-from skimage import data
+from skimage import data, measure
 
 import pellucid
 from pellucid.errors import InputError, MethodError
 from pellucid.methods.batching import chunks
 from pellucid.methods.perturbation.composing import HiddenSegments
 from pellucid.methods.perturbation.replacement import mean_of_segments, replacement
-from pellucid.methods.perturbation.segments import SEGMENTERS, segmented
+from pellucid.methods.perturbation.segments import SEGMENTERS, _doubled, segmented
 from pellucid.methods.progress import progress_bar, showing_passes
 from tests.methods.perturbation.scenes import SEGMENTS
 from tests.twins import TWINS
@@ -36,6 +36,31 @@ def test_a_grid_of_any_number_of_axes():
     cube = segmented(np.zeros((8, 8, 8, 1)), "grid", 8)
     assert (np.bincount(cube.ravel()) == 64).all()
     assert len(np.unique(segmented(np.zeros((2, 2, 1)), "grid", 50))) == 4
+
+
+def test_large_pictures_are_cut_at_half_their_size_with_smooth_borders():
+    rows, columns = np.indices((301, 225))
+    disc = (rows - 140) ** 2 + (columns - 100) ** 2 < 70**2
+    picture = np.where(disc[..., None], [200, 40, 30], [20, 90, 160]).astype(np.uint8)
+    labels = segmented(picture, "slic", 50)
+    assert labels.shape == disc.shape
+    count = labels.max() + 1
+    assert measure.label(labels + 1, connectivity=1).max() == count  # each hangs together
+    share = np.bincount(labels.ravel(), disc.ravel()) / np.bincount(labels.ravel())
+    wrong = disc != (share > 0.5)[labels]
+    border = np.abs(np.hypot(rows - 140, columns - 100) - 70)
+    assert border[wrong].max() < 3  # pixels
+    whole = segmented(picture, "slic", 50, {"mask": np.ones(disc.shape, bool)})
+    assert whole.shape == disc.shape
+
+
+def test_a_doubled_label_image_has_no_stairs():
+    corner = np.array([[0, 0, 0], [0, 1, 1], [0, 1, 1]])
+    rounded = np.repeat(np.repeat(corner, 2, 0), 2, 1)
+    rounded[2, 2] = 0
+    np.testing.assert_array_equal(_doubled(corner), rounded)
+    stripes = np.array([[0, 1, 0], [0, 1, 0]])
+    np.testing.assert_array_equal(_doubled(stripes), np.repeat(np.repeat(stripes, 2, 0), 2, 1))
 
 
 def test_labels_may_be_any_numbers():
@@ -182,13 +207,15 @@ def test_means_are_those_of_each_superpixel_and_channel():
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_hidden_superpixels_show_the_replacement_bit_for_bit(channels_last):
+@pytest.mark.parametrize("pairs", [False, True])
+def test_hidden_superpixels_show_the_replacement_bit_for_bit(channels_last, pairs):
     rng = np.random.default_rng(0)
     image, other = rng.standard_normal((2, 3, 8, 8), np.float32)
     image[:, 0, :4] = other[:, 7, :4] = [np.nan, np.inf, -0.0, 1e-42]
     labels = np.repeat(np.arange(8), 8).reshape(8, 8).astype(np.int32)
-    codes = rng.random((5, 8)) < 0.5
-    shape = (5, 8, 8, 3) if channels_last else (5, 3, 8, 8)
+    codes = rng.random((6, 8)) < 0.5
+    codes[1::2] = ~codes[::2] if pairs else codes[1::2]
+    shape = (6, 8, 8, 3) if channels_last else (6, 3, 8, 8)
     copies = np.full(shape, 7, np.float32)
     copies = np.moveaxis(copies, -1, 1) if channels_last else copies
     HiddenSegments(image, other, labels)(codes, copies)

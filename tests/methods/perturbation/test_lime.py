@@ -12,9 +12,8 @@ import pellucid
 from pellucid.errors import MethodError, PellucidError, UnsupportedError
 from pellucid.methods.perturbation.kriging import Kriging, projected
 from pellucid.methods.perturbation.regression import ridge
-from pellucid.methods.perturbation.sampling import Locality, balanced_pairs
+from pellucid.methods.perturbation.sampling import Locality, Stream, balanced_pairs, pairs_of
 from pellucid.methods.perturbation.selection import selection, sparse_ridge
-from pellucid.methods.perturbation.settling import Stream
 from tests.methods.perturbation.scenes import SEGMENTS, image, network
 
 COEFFICIENTS = np.array([3.0, -2, 0, 0, 1, 1, 0.5, 0, -0.25, 0, 0, 0.1])
@@ -114,6 +113,17 @@ def test_a_longer_stream_begins_with_a_shorter_one():
     )
     parts = [short.part(start, start + 30) for start in range(0, 120, 30)]
     np.testing.assert_array_equal(np.concatenate(parts), long.part(0, 120))
+
+
+def test_kept_masks_are_those_of_the_seed_whatever_a_caller_does_to_them():
+    sizes = Locality(9).sizes
+    expected = np.concatenate(list(islice(balanced_pairs(sizes, np.random.default_rng(3)), 2)))
+    first = pairs_of(sizes, 3).part(0, 100)
+    np.testing.assert_array_equal(first, expected)
+    first[:] = True
+    np.testing.assert_array_equal(pairs_of(sizes, 3).part(0, 100), expected)
+    assert (pairs_of(sizes, 4).part(0, 100) != expected).any()
+    assert (pairs_of(Locality(9, 0.1).sizes, 3).part(0, 100) != expected).any()
 
 
 def test_the_projection_of_the_process_is_exact():
