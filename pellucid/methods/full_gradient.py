@@ -117,7 +117,9 @@ def _placed(model: Adapter, name: str, term: Array, size: Sequence[int]) -> Iter
     """Yield a term as `(N, C, *grid)`, or nothing where it lies on no grid of the image."""
     if term.ndim > 2:
         with suppress(LayerError):
-            yield from as_grid(model, name, term, size=size, apart=True)
+            for grid in as_grid(model, name, term, size=size, apart=True):
+                if grid.ndim == 2 + len(size):  # no view in which rows follow one another
+                    yield grid
 
 
 def _drawn(term: Array, size: Sequence[int], scale: Scale, absolute: bool) -> Array:

@@ -239,6 +239,17 @@ def test_a_file_of_a_fixed_batch_gives_the_same_map():
         np.testing.assert_allclose(theirs.attribution, ours.attribution, atol=1e-5 * size)
 
 
+def test_a_group_normalisation_in_a_view_of_its_own_is_drawn_where_it_has_a_place():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 2)
+    )
+    x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    for explanation in pellucid.explain(network, x, "fullgrad"):
+        assert explanation.attribution.shape == (8, 8)
+        assert explanation.attribution.std() > 0
+
+
 def test_what_the_terms_lack_is_told():
     class Peak(nn.Module):
         def __init__(self):
