@@ -100,7 +100,7 @@ def _slic(picture: NDArray[Any], count: int, options: dict[str, Any]) -> Any:
         return _grid(picture, count, options)
     from skimage.segmentation import slic
 
-    spatial, colour = picture.shape[:-1], picture.shape[-1] == 3
+    whole, spatial, colour = picture, picture.shape[:-1], picture.shape[-1] == 3
     given = {"n_segments": count, "compactness": 10.0 if colour else 0.1, "sigma": 1.0}
     given |= {"max_num_iter": _ROUNDS, "convert2lab": colour, "start_label": 0, **options}
     if picture.dtype == np.uint8:
@@ -111,6 +111,8 @@ def _slic(picture: NDArray[Any], count: int, options: dict[str, Any]) -> Any:
         picture, halvings = _halved(picture), halvings + 1
         given["sigma"] = np.divide(given["sigma"], 2)
     labels = slic(picture, channel_axis=-1, **given)
+    if not labels.any():  # noise: no superpixel holds together
+        return _grid(whole, count, {})
     for _ in range(halvings):
         labels = _doubled(labels)
     return labels[tuple(map(slice, spatial))]

@@ -38,6 +38,11 @@ def test_a_grid_of_any_number_of_axes():
     assert len(np.unique(segmented(np.zeros((2, 2, 1)), "grid", 50))) == 4
 
 
+def test_noise_in_which_slic_finds_nothing_is_cut_by_a_grid():
+    noise = np.random.default_rng(0).integers(0, 255, (224, 224, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(segmented(noise), segmented(noise, "grid"))
+
+
 def test_large_pictures_are_cut_at_half_their_size_with_smooth_borders():
     rows, columns = np.indices((301, 225))
     disc = (rows - 140) ** 2 + (columns - 100) ** 2 < 70**2
