@@ -468,3 +468,26 @@ def test_memory_stays_flat_over_a_thousand_calls():
             model.pullback(x, ones(), ["conv", "input"], relu="guided")
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert peaks[1] - peaks[0] < 8 * 1024  # kB; one leaked batch a call would be 8 MB
+
+
+@FAMILIES
+def test_grouped_convolutions_and_functions_of_tensorflow_have_a_layer_graph(k):
+    @tf.function
+    def folded(x):
+        return tf.nn.relu(x) + tf.nn.relu(-x)
+
+    class Folding(k.layers.Layer):
+        def call(self, x):
+            return folded(x)
+
+    inputs = k.layers.Input((8, 8, 4))
+    x = Folding(name="fold")(k.layers.Conv2D(6, 3, groups=2, name="conv")(inputs))
+    x = k.layers.Dense(3, name="head")(k.layers.GlobalAveragePooling2D()(x))
+    network = k.Model(inputs, x)
+    x = np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype(np.float32)
+    eagerly = tf.config.functions_run_eagerly()
+    native, onnx = (pellucid.explain(network, x, "saliency", engine=e) for e in ("native", "onnx"))
+    for one, other in zip(native, onnx, strict=True):
+        scale = one.attribution.max()
+        np.testing.assert_allclose(other.attribution, one.attribution, atol=1e-5 * scale)
+    assert tf.config.functions_run_eagerly() == eagerly

@@ -276,12 +276,17 @@ class KerasAdapter(Adapter):
         return (*super().form_key, str(self._described_shapes), installed("tf2onnx"))
 
     def _export(self) -> OnnxForm:
-        from pellucid.adapters.keras.export import MarkingRecorder, export_trace
+        from pellucid.adapters.keras.export import (
+            MarkingRecorder,
+            export_trace,
+            functions_inlined,
+        )
 
         family = sys.modules[self._family]
         recorder = MarkingRecorder(family.Model, self._renamed)
         with self._lock:
-            traced = self._traced(self._specs(self._described_shapes), recorder)
+            with functions_inlined():
+                traced = self._traced(self._specs(self._described_shapes), recorder)
             return export_trace(traced, recorder, self.model, (self.inputs, self.outputs))
 
     # ---- computing ---------------------------------------------------------------------------
