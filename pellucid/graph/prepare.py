@@ -60,9 +60,9 @@ def prepare(model: ir.Model | onnx.ModelProto) -> ir.Model:
     for _ in range(4):
         infer(clean)
         name_cast_types(clean.graph)
-        if open_sequences(clean.graph):
+        if opened := open_sequences(clean.graph):
             passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(clean)
-        elif not (take_constant_branches(clean.graph) + fold(clean)):
+        if not (opened + take_constant_branches(clean.graph) + fold(clean)):
             break
     passes.NameFixPass()(clean)  # nodes that ONNX or a branch brought have no name or a double one
     return clean

@@ -91,7 +91,7 @@ class TorchAdapter(Adapter):
         self._lock = threading.RLock()
         self.fixed_batch = fixed_batch
         self._seen = shapes
-        self._ways: Sequence[Ways] = ({**ORDERED, **SCALED}, SCALED, {})
+        self._ways: Sequence[Ways] = ({**ORDERED, **SCALED}, SCALED)
         self._hashed: tuple[Any, str] = (None, "")
 
     # ---- description -------------------------------------------------------------------------
@@ -281,8 +281,7 @@ class TorchAdapter(Adapter):
     def _attempt(self, x: tuple[Array, ...], compute: Callable[[list[Tensor], Ways], T]) -> T:
         """Compute in the fastest way that the network's code can have, now and from then on.
 
-        `.view` may fail on what a convolution with another order of axes returns; a checkpoint
-        finds something else when it computes again, out of sight of all shortcuts.
+        `.view` may fail on what a convolution with another order of axes returns.
         """
         failures = []
         for index, ways in enumerate(self._ways):

@@ -14,6 +14,7 @@ from pellucid.graph.propagation.shared import (
     by_scale,
     derivative,
     like,
+    of_one_number,
     quotient,
     table_of,
     typed,
@@ -135,15 +136,14 @@ def _norm(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     return (t.reshape_like(along, operand(node)) if x is not operand(node) else along,)
 
 
+_UNARY = of_one_number("DeepLIFT", rescale)
+
+
 def _larger_or_smaller(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     """Max or Min of two: what each gains on its way from the baseline, the mean of both orders."""
     found = activations(t, node)
     if len(found) == 1:
-        slopes = derivative(t, node, g)
-        return tuple(
-            rescale(t, value, output(node), g, slope) if value is found[0] and slope else None
-            for value, slope in zip(node.inputs, slopes, strict=True)
-        )
+        return _UNARY(t, node, g)
     if len(node.inputs) != 2:
         raise UnsupportedError(f"DeepLIFT has no rule for {label(node)} of over two activations.")
     a, b = found

@@ -34,10 +34,10 @@ UNARY = frozenset((
 ))  # fmt: skip
 
 
-def table_of(name: str, own: Mapping[str, Rule], unit: Callable[..., ir.Value]) -> dict[str, Rule]:
-    """Return the rules of all operators: own ones, derivatives of linear ones, refusals."""
+def of_one_number(name: str, unit: Callable[..., ir.Value]) -> Rule:
+    """Return the rule of what is a function of one activation, number by number."""
 
-    def of_one_number(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    def rule(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
         if len(activations(t, node)) > 1:
             raise UnsupportedError(f"{name} has no rule for {label(node)} of two activations.")
         slopes = RULES[node.op_type](t, node, g)
@@ -48,6 +48,12 @@ def table_of(name: str, own: Mapping[str, Rule], unit: Callable[..., ir.Value]) 
             for value, slope in zip(node.inputs, slopes, strict=False)
         )
 
+    return rule
+
+
+def table_of(name: str, own: Mapping[str, Rule], unit: Callable[..., ir.Value]) -> dict[str, Rule]:
+    """Return the rules of all operators: own ones, derivatives of linear ones, refusals."""
+
     def refused(t: Tape, node: ir.Node, *gs: ir.Value) -> Cotangents:
         raise UnsupportedError(
             f"{name} has no rule for {label(node)}. Explain the network with integrated-gradients."
@@ -55,7 +61,7 @@ def table_of(name: str, own: Mapping[str, Rule], unit: Callable[..., ir.Value]) 
 
     table: dict[str, Rule] = dict.fromkeys(RULES, refused)
     table |= {op: RULES[op] for op in LINEAR & RULES.keys()}
-    table |= dict.fromkeys(UNARY & RULES.keys(), of_one_number)
+    table |= dict.fromkeys(UNARY & RULES.keys(), of_one_number(name, unit))
     return table | dict(own)
 
 
