@@ -371,6 +371,7 @@ BAD = {
     "unknown option": (["NETWORK:build", "photo.png", "--option", "rlu=1"], "'relu'"),
     "half an option": (["NETWORK:build", "photo.png", "--option", "relu"], "NAME=VALUE"),
     "option of explain": (["NETWORK:build", "photo.png", "--option", "layer=x"], "--layer"),
+    "option of load": (["NETWORK:build", "photo.png", "--option", "labels=x"], "--labels"),
     "over the image": (["NETWORK:build", "photo.png", "--out", "photo.png"], "would overwrite"),
 }
 

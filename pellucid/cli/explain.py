@@ -191,7 +191,7 @@ def read_options(given: Sequence[str]) -> dict[str, Any]:
         if not (equals and name):
             raise MethodError(f"--option {pair!r}: expected NAME=VALUE, such as relu=false.")
         if name in ("model", "images", "method", "target", "layer", "space", "like", "top",
-                    "engine"):  # fmt: skip
+                    "engine", "labels", "preprocess"):  # fmt: skip
             raise MethodError(f"{name!r} is no option of a method: give it as --{name}.")
         try:
             options[name] = json.loads(text.lower() if text in ("True", "False") else text)
