@@ -28,8 +28,9 @@ from pellucid.methods.perturbation.sampling import Locality, Masks
 
 __all__ = ["Kernels", "Kriging", "fair_shares", "leaves_something", "projected"]
 
-_ROWS = 200  # that the kernel is fitted to
+_ROWS = 400  # that the kernel is fitted to
 _STEPS = 8  # of L-BFGS: more change the weights by less than their standard errors
+_MORE_STEPS = 3  # from the kernel of fewer rows
 _TOTAL = 1.5  # sum of the a_k that the prior expects
 _FLOOR = 0.1  # a superpixel without a weight still gets this share of the mean a_k
 _MEMORY = 2**25  # bytes for polynomials
@@ -51,13 +52,16 @@ class Kriging:
     noise: float
 
     @classmethod
-    def fitted(cls, masks: Masks, scores: Numbers, weights: Numbers) -> Kriging:
+    def fitted(
+        cls, masks: Masks, scores: Numbers, weights: Numbers, fewer: Kriging | None = None
+    ) -> Kriging:
         """Choose the kernel by marginal likelihood, from a start that linear weights suggest.
 
         Parameters
         ----------
         masks, scores : `(n, K)` and `(n,)`, of which the first rows are used.
         weights : of a linear model, `(K,)`.
+        fewer : the kernel that fewer of these rows had, to start from.
         """
         x = _signs(masks[:_ROWS])
         y = scores[:_ROWS] - scores[:_ROWS].mean()
@@ -91,6 +95,9 @@ class Kriging:
             return float(likelihood + 0.5 * away @ away), gradient
 
         start = np.concatenate((prior, [0.0, np.log(0.03)]))
+        if fewer is not None:
+            variances = np.array([fewer.scale, fewer.noise]) / variance
+            start = np.log(np.concatenate((fewer.relevance, variances)))
         bounds = [(-9.0, 2.0)] * count + [(-3.0, 5.0), (-9.0, 1.0)]
         found = minimize(
             negative_log_posterior,
@@ -98,24 +105,26 @@ class Kriging:
             jac=True,
             method="L-BFGS-B",
             bounds=bounds,
-            options={"maxiter": _STEPS},
+            options={"maxiter": _STEPS if fewer is None else _MORE_STEPS},
         ).x
         scale, noise = variance * np.exp(found[count:])
         return cls(np.exp(found[:count]), float(scale), float(noise))
 
 
 class Kernels:
-    """The kernels of a growing number of masks: those of the same first rows are chosen once."""
+    """The kernel of a growing number of masks, chosen anew as long as more rows are used."""
 
     def __init__(self) -> None:
-        self._by_rows: dict[int, Kriging] = {}
+        self._rows = 0
+        self._last: Kriging | None = None
 
     def of(self, masks: Masks, scores: Numbers, weights: Numbers) -> Kriging:
         """As `Kriging.fitted`."""
         rows = min(len(masks), _ROWS)
-        if rows not in self._by_rows:
-            self._by_rows[rows] = Kriging.fitted(masks, scores, weights)
-        return self._by_rows[rows]
+        if self._last is None or rows != self._rows:
+            self._last = Kriging.fitted(masks, scores, weights, self._last)
+            self._rows = rows
+        return self._last
 
 
 def leaves_something(linear: Fit, scores: Numbers) -> bool:

@@ -224,7 +224,7 @@ def test_sampling_goes_on_until_the_whole_ranking_is_steady():
     assert quick.rank_stability < 0.95 <= steady.rank_stability
     assert quick.predictions < steady.predictions < 1001
     never = pellucid.explain(
-        network(crossed), image(), "lime", rank_stability=0.95, budget=120, **options
+        network(crossed), image(), "lime", rank_stability=0.95, budget=100, **options
     )
     assert never.settled is False
     assert never.certainty > 0.95  # the top one is known, the ranking is not
