@@ -18,7 +18,7 @@ from onnx_ir.passes import common as passes
 
 from pellucid.errors import InputError, LayerError, UnsupportedError, nearest
 from pellucid.graph.expansions import EXPANSIONS, expand
-from pellucid.graph.prepare import fold, infer, prepare
+from pellucid.graph.prepare import fold, infer, prepare, settle
 from pellucid.graph.propagation import PROPAGATIONS
 from pellucid.graph.rectifiers import Rectifier, find_rectifiers
 from pellucid.graph.rules import RULES
@@ -116,11 +116,10 @@ def differentiate(
                 f"Tensor {name!r} is a parameter or a constant; only activations have gradients."
             )
     between, _ = path(graph, [tensors[n] for n in seeds], [tensors[n] for n in wrt])
-    if expand(graph, between, EXPANSIONS):
-        infer(clean)
-        fold(clean)
-        infer(clean)
+    while expand(graph, between, EXPANSIONS):  # behind a loop, others may now be of known length
+        settle(clean)
         tensors = ir.convenience.create_value_mapping(graph)
+        between, _ = path(graph, [tensors[n] for n in seeds], [tensors[n] for n in wrt])
     tape = Tape(graph)
     given = {tensors[name]: _seed(tensors[name]) for name in seeds}
     found = walk(tape, graph, given, [tensors[name] for name in wrt], relu)
@@ -319,6 +318,8 @@ def _unknown(node: ir.Node, reached: set[ir.Value]) -> set[str]:
 
 
 def _advice(node: ir.Node) -> str:
+    if why := node.meta.get("kept"):
+        return f" {why}"
     if node.domain != "com.microsoft.nchwc":
         return ""
     return (
