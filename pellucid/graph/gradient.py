@@ -26,7 +26,7 @@ from pellucid.graph.rules.rectifier import operand
 from pellucid.graph.split import split
 from pellucid.graph.tape import BACKWARD, Tape, is_float, label, operands, rename_constant
 
-__all__ = ["Gradient", "differentiate"]
+__all__ = ["Gradient", "differentiate", "spell_out"]
 
 _Sent: TypeAlias = "tuple[ir.Value | None, ir.Value | None]"
 
@@ -115,11 +115,8 @@ def differentiate(
             raise LayerError(
                 f"Tensor {name!r} is a parameter or a constant; only activations have gradients."
             )
-    between, _ = path(graph, [tensors[n] for n in seeds], [tensors[n] for n in wrt])
-    while expand(graph, between, EXPANSIONS):  # behind a loop, others may now be of known length
-        settle(clean)
-        tensors = ir.convenience.create_value_mapping(graph)
-        between, _ = path(graph, [tensors[n] for n in seeds], [tensors[n] for n in wrt])
+    spell_out(clean, seeds, wrt)
+    tensors = ir.convenience.create_value_mapping(graph)
     tape = Tape(graph)
     given = {tensors[name]: _seed(tensors[name]) for name in seeds}
     found = walk(tape, graph, given, [tensors[name] for name in wrt], relu)
@@ -141,6 +138,19 @@ def differentiate(
     fold(clean)
     infer(clean)
     return Gradient(clean, names, tuple(seeds), tuple(wrt), relu)
+
+
+def spell_out(model: ir.Model, seeds: Sequence[str], wrt: Sequence[str]) -> None:
+    """Write what has an expansion out in others, between the wanted tensors and the seeded ones.
+
+    Tensors keep their names.
+    """
+    while True:  # behind a loop that was written out, others may be of known length
+        tensors = ir.convenience.create_value_mapping(model.graph)
+        ends = [[tensors[name] for name in names] for names in (seeds, wrt)]
+        if not expand(model.graph, path(model.graph, *ends)[0], EXPANSIONS):
+            return
+        settle(model)
 
 
 def walk(

@@ -11,23 +11,16 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pellucid.graph.expansions.table import expansion
-from pellucid.graph.expansions.trips import few_enough
+from pellucid.graph.expansions.trips import unrollable
 from pellucid.graph.rules.rectifier import operand
 from pellucid.graph.rules.shape import length
 from pellucid.graph.rules.table import int_attr, str_attr
 from pellucid.graph.tape import Tape, array
 
 _DEFAULTS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
-_ACTIVATIONS = (
-    "Sigmoid",
-    "Tanh",
-    "Relu",
-    "HardSigmoid",
-    "Elu",
-    "LeakyRelu",
-    "Softplus",
-    "Softsign",
-)
+_ACTIVATIONS = frozenset((
+    "Elu", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Softplus", "Softsign", "Tanh",
+))  # fmt: skip
 
 Step = Callable[[Tape, ir.Value, list[ir.Value]], list[ir.Value]]
 
@@ -39,8 +32,7 @@ def _plain(node: ir.Node) -> bool:
     time = 1 if int_attr(node, "layout", 0) else 0
     steps = None if x is None else length(x, time)
     return (
-        steps is not None
-        and few_enough(node, steps)
+        unrollable(steps, node)
         and array(weights) is not None
         and array(recurrence) is not None
         and (bias is None or array(bias) is not None)
@@ -105,8 +97,9 @@ def _one_way(
     if optional[0] is not None:
         bias = _part(optional[0], index)
     kinds = len(_DEFAULTS[node.op_type])
+    names = _activations(node)[index * kinds : (index + 1) * kinds]
     activations = [
-        partial(t.write, name) for name in _activations(node)[index * kinds : (index + 1) * kinds]
+        partial(_hard_sigmoid if n == "HardSigmoid" else Tape.write, t, n) for n in names
     ]
     step, folded = _steps(node, activations, recurrence, bias[gates:], hidden)
     # what the input gives to all gates of all steps at once: (T, N, I) -> (T, N, gates)
@@ -126,6 +119,11 @@ def _one_way(
         states = step(t, t.Squeeze(part, [0]), states)
         seen.append(t.Unsqueeze(states[0], [0]))
     return t.Concat(*seen[::way], axis=0), states
+
+
+def _hard_sigmoid(t: Tape, _name: str, x: ir.Value) -> ir.Value:
+    """Spell it as Keras does, from which it comes: the cut at zero counts as a rectifier there."""
+    return t.Clip(t.Add(t.Mul(x, 0.2), 0.5), 0.0, 1.0)
 
 
 def _part(value: ir.Value | None, index: int) -> NDArray[Any]:

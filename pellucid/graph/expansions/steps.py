@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pellucid.graph.expansions.table import expansion
-from pellucid.graph.expansions.trips import Trips, few_enough, trips
+from pellucid.graph.expansions.trips import Trips, trips, unrollable
 from pellucid.graph.rules.rectifier import operand
 from pellucid.graph.rules.shape import length
 from pellucid.graph.rules.table import int_attr, ints_attr
@@ -24,7 +24,7 @@ def scan(t: Tape, node: ir.Node) -> list[ir.Value] | None:
     axes = ints_attr(node, "scan_input_axes", [0] * count)
     turned = ints_attr(node, "scan_input_directions", [0] * count)
     steps = length(sources[0], axes[0])
-    if not steps or not few_enough(node, steps) or _has_bodies(body):
+    if not unrollable(steps, node) or _has_bodies(body):
         return None
     slices = [
         _slices(t, source, axis, steps)[:: -1 if back else 1]
@@ -50,8 +50,10 @@ def scan(t: Tape, node: ir.Node) -> list[ir.Value] | None:
 def loop(t: Tape, node: ir.Node) -> list[ir.Value] | None:
     """Only loops whose number of steps follows from constants."""
     body = node.attributes["body"].as_graph()
-    found = None if _has_bodies(body) else trips(node)
-    if found is None or not found.count or not few_enough(node, found.count):
+    if _has_bodies(body):
+        return None
+    found = trips(node)
+    if not unrollable(None if found is None else found.count, node) or found is None:
         return None
     parts = _read_in_steps(t, node, found)
     states = [operand(node, index) for index in range(2, len(node.inputs))]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import onnx
@@ -21,7 +21,7 @@ from pellucid.graph.expansions.table import given
 from pellucid.graph.rules.rectifier import operand
 from pellucid.graph.tape import array
 
-__all__ = ["MOST", "Trips", "few_enough", "trips"]
+__all__ = ["MOST", "Trips", "trips", "unrollable"]
 
 MOST = 512  # steps that are still written out
 _SMALL = 64  # elements of what a loop counts with
@@ -50,14 +50,20 @@ class _Part:
     constants: set[ir.Value] = field(default_factory=set)  # from outside or of the body
 
 
-def few_enough(node: ir.Node, steps: int) -> bool:
-    """Whether a recurrent operator may be written out; the node notes why not."""
-    if steps > MOST:
+def unrollable(steps: int | None, node: ir.Node) -> TypeGuard[int]:
+    """Whether an operator of so many steps may be written out; the node notes why not."""
+    node.meta.pop("kept", None)
+    if steps is None:
+        node.meta["kept"] = (
+            "How many steps it takes shows only when it runs: what it reads must have a fixed "
+            "length, and no activation may end it."
+        )
+    elif steps > MOST:
         node.meta["kept"] = (
             f"It takes more than {MOST} steps, too many to be written out; the engine of a "
             "framework, engine='native', has no such limit."
         )
-    return steps <= MOST
+    return steps is not None and 0 < steps <= MOST
 
 
 def trips(node: ir.Node) -> Trips | None:
