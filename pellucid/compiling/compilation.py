@@ -16,7 +16,7 @@ from pellucid.adapters.base import Array, Port, Rectifier
 from pellucid.adapters.onnx.adapter import OnnxAdapter
 from pellucid.errors import LayerError, MethodError, UnsupportedError
 from pellucid.graph import explanations as formula
-from pellucid.graph.gradient import differentiate, walk
+from pellucid.graph.gradient import differentiate, spell_out, walk
 from pellucid.graph.loops import average_over_points, score_near
 from pellucid.graph.placement import Placement, neighbourhoods
 from pellucid.graph.prepare import fold, infer, prepare
@@ -27,6 +27,7 @@ __all__ = ["FORWARD_CAMS", "GRADIENT_CAMS", "Compilation"]
 
 GRADIENT_CAMS = ("grad-cam", "grad-cam++", "xgrad-cam", "hires-cam", "layer-cam")
 FORWARD_CAMS = ("eigen-cam", "recipro-cam")
+_WITHOUT_WALK = ("eigen-cam", "integrated-gradients", "smoothgrad")  # or by a graph of its own
 _MOST_MASKS = 2**28  # bytes of the masks that a file may hold
 _RULES: dict[str, Rectifier] = {
     "guided-backprop": "guided",
@@ -78,6 +79,9 @@ class Compilation:
         self.part = adapter.part(tensors)
         self.explained = logits if space == "logit" else self._probability(logits)
         self.model = prepare(self.part)
+        if method not in _WITHOUT_WALK:
+            wanted = tensors[-len(layers) :] if self.maps else tensors[len(self.outputs) + 1 :]
+            spell_out(self.model, [self.explained], wanted)
         self.graph = self.model.graph
         self.values = ir.convenience.create_value_mapping(self.graph)
         self.t = Tape(self.graph, prefix="pellucid/")

@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from pellucid.graph.affine import Numbers, affine_step, on_channels
-from pellucid.graph.gradient import path
+from pellucid.graph.gradient import path, spell_out
 from pellucid.graph.implicit import ARRANGING, ONE_BY_ONE, find_attention, implicit_bias
 from pellucid.graph.normalizing import name_layer_norms
 from pellucid.graph.prepare import fold, prepare
@@ -67,6 +67,7 @@ def decompose(model: onnx.ModelProto) -> Decomposition:
     """Find all that a graph adds to what follows from its inputs; the graph is not changed."""
     clean = prepare(model)
     graph = clean.graph
+    spell_out(clean, *([v.name or "" for v in ends] for ends in (graph.outputs, graph.inputs)))
     name_layer_norms(clean, {value.name or "" for value in graph.outputs})
     nodes, active = path(graph, graph.outputs, graph.inputs)
     origins = {v.name or "": path(graph, graph.outputs, [v])[1] for v in graph.inputs}

@@ -18,7 +18,7 @@ from onnx_ir.passes import common as passes
 
 from pellucid.errors import InputError, LayerError, UnsupportedError, nearest
 from pellucid.graph.expansions import EXPANSIONS, expand
-from pellucid.graph.prepare import fold, infer, prepare
+from pellucid.graph.prepare import fold, infer, prepare, settle
 from pellucid.graph.propagation import PROPAGATIONS
 from pellucid.graph.rectifiers import Rectifier, find_rectifiers
 from pellucid.graph.rules import RULES
@@ -26,7 +26,7 @@ from pellucid.graph.rules.rectifier import operand
 from pellucid.graph.split import split
 from pellucid.graph.tape import BACKWARD, Tape, is_float, label, operands, rename_constant
 
-__all__ = ["Gradient", "differentiate"]
+__all__ = ["Gradient", "differentiate", "spell_out"]
 
 _Sent: TypeAlias = "tuple[ir.Value | None, ir.Value | None]"
 
@@ -115,12 +115,8 @@ def differentiate(
             raise LayerError(
                 f"Tensor {name!r} is a parameter or a constant; only activations have gradients."
             )
-    between, _ = path(graph, [tensors[n] for n in seeds], [tensors[n] for n in wrt])
-    if expand(graph, between, EXPANSIONS):
-        infer(clean)
-        fold(clean)
-        infer(clean)
-        tensors = ir.convenience.create_value_mapping(graph)
+    spell_out(clean, seeds, wrt)
+    tensors = ir.convenience.create_value_mapping(graph)
     tape = Tape(graph)
     given = {tensors[name]: _seed(tensors[name]) for name in seeds}
     found = walk(tape, graph, given, [tensors[name] for name in wrt], relu)
@@ -142,6 +138,19 @@ def differentiate(
     fold(clean)
     infer(clean)
     return Gradient(clean, names, tuple(seeds), tuple(wrt), relu)
+
+
+def spell_out(model: ir.Model, seeds: Sequence[str], wrt: Sequence[str]) -> None:
+    """Write what has an expansion out in others, between the wanted tensors and the seeded ones.
+
+    Tensors keep their names.
+    """
+    while True:  # behind a loop that was written out, others may be of known length
+        tensors = ir.convenience.create_value_mapping(model.graph)
+        ends = [[tensors[name] for name in names] for names in (seeds, wrt)]
+        if not expand(model.graph, path(model.graph, *ends)[0], EXPANSIONS):
+            return
+        settle(model)
 
 
 def walk(
@@ -319,6 +328,8 @@ def _unknown(node: ir.Node, reached: set[ir.Value]) -> set[str]:
 
 
 def _advice(node: ir.Node) -> str:
+    if why := node.meta.get("kept"):
+        return f" {why}"
     if node.domain != "com.microsoft.nchwc":
         return ""
     return (

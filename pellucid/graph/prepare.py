@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -23,7 +22,8 @@ from pellucid.graph.rules import RULES
 from pellucid.graph.rules.convolution import window
 from pellucid.graph.rules.table import int_attr, ints_attr
 from pellucid.graph.sequences import open_sequences
-from pellucid.graph.tape import array, dims, rename_constant
+from pellucid.graph.sizes import forget_symbols, known_sizes, leave_out_idle_cuts
+from pellucid.graph.tape import array, rename_constant
 
 __all__ = [
     "OPSET",
@@ -31,6 +31,7 @@ __all__ = [
     "fold",
     "infer",
     "prepare",
+    "settle",
     "take_constant_branches",
     "unfused",
     "with_constants_computed",
@@ -57,15 +58,25 @@ def prepare(model: ir.Model | onnx.ModelProto) -> ir.Model:
     _open_fused(clean)
     while drop_idle_ceiling(clean):
         pass
-    for _ in range(4):
-        infer(clean)
-        name_cast_types(clean.graph)
-        if opened := open_sequences(clean.graph):
-            passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(clean)
-        if not (opened + take_constant_branches(clean.graph) + fold(clean)):
-            break
+    settle(clean)
     passes.NameFixPass()(clean)  # nodes that ONNX or a branch brought have no name or a double one
     return clean
+
+
+def settle(model: ir.Model) -> None:
+    """Infer shapes, open sequences, take constant branches and compute constants, in turn.
+
+    Each of these may let the others get further.
+    """
+    for _ in range(4):
+        leave_out_idle_cuts(model.graph)
+        forget_symbols(model.graph)
+        infer(model)
+        name_cast_types(model.graph)
+        if opened := open_sequences(model.graph):
+            passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        if not (opened + take_constant_branches(model.graph) + fold(model)):
+            break
 
 
 def unfused(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -269,10 +280,9 @@ def fold(model: ir.Model, kept: Collection[str] = ()) -> int:
     """
     graph, pending = model.graph, []
     known = {value for name, value in graph.initializers.items() if name not in kept}
-    shapes: dict[ir.Value, NDArray[Any]] = {}
+    sizes = known_sizes(graph)
     for node in graph:
-        if node.op_type == "Shape" and (found := _static_shape(node)) is not None:
-            shapes[node.outputs[0]] = found
+        if node.outputs[0] in sizes:
             known.add(node.outputs[0])
             pending.append(node)
         elif _foldable(node) and all(v is None or v in known for v in node.inputs):
@@ -281,15 +291,17 @@ def fold(model: ir.Model, kept: Collection[str] = ()) -> int:
     if not pending:
         return 0
     done = set(pending)
-    contents = dict(shapes)
+    contents = {
+        node.outputs[0]: sizes[node.outputs[0]] for node in pending if node.outputs[0] in sizes
+    }
     wanted = [
         value
         for node in pending
-        if node.op_type != "Shape" or node.outputs[0] not in shapes
+        if node.outputs[0] not in sizes
         for value in node.outputs
         if value.is_graph_output() or any(user not in done for user in value.consumers())
     ]
-    contents |= dict(zip(wanted, evaluate(model, pending, shapes, wanted), strict=True))
+    contents |= dict(zip(wanted, evaluate(model, pending, contents, wanted), strict=True))
     for value, result in contents.items():
         constant = ir.Value(
             name=value.name,
@@ -312,18 +324,6 @@ def _still_used(pending: list[ir.Node], done: set[ir.Node]) -> bool:
 def _foldable(node: ir.Node) -> bool:
     plain = not any(isinstance(a.value, ir.Graph) for a in node.attributes.values())
     return plain and node.op_type not in _RANDOM and bool(node.inputs) and not node.domain
-
-
-def _static_shape(node: ir.Node) -> NDArray[Any] | None:
-    value = node.inputs[0]
-    shape = None if value is None else dims(value)
-    if shape is None:
-        return None
-    start, end = node.attributes.get("start"), node.attributes.get("end")
-    part = shape[slice(start.as_int() if start else None, end.as_int() if end else None)]
-    if all(isinstance(d, int) for d in part):
-        return np.asarray(part, np.int64)
-    return None
 
 
 def evaluate(

@@ -54,6 +54,7 @@ def split(
 def _prune(model: ir.Model) -> None:
     """Remove what nothing reads any more; the branches of a removed node would still count."""
     bodied = [node for node in model.graph if _bodies(node)]
+    model.graph.remove(_unread(model.graph), safe=True)  # one by one takes long where many go
     removed: list[ir.Node] | None = None
     while removed is None or removed:
         passes.RemoveUnusedNodesPass()(model)
@@ -64,6 +65,19 @@ def _prune(model: ir.Model) -> None:
         ):
             for index in range(len(inner.inputs)):
                 inner.replace_input_with(index, None)
+
+
+def _unread(graph: ir.Graph) -> list[ir.Node]:
+    """List the nodes that no output follows from; those that bodies read stay for now."""
+    read: set[ir.Node] = set()
+    for node in reversed(graph):
+        if any(
+            value.is_graph_output()
+            or any(user in read or user.graph is not graph for user in value.consumers())
+            for value in node.outputs
+        ):
+            read.add(node)
+    return [node for node in graph if node not in read]
 
 
 def _bodies(node: ir.Node) -> list[ir.Graph]:

@@ -78,6 +78,32 @@ def test_recurrent_layer_with_the_batch_first_and_a_first_state() -> None:
         assert np.abs(found[0][name]).max() > 0
 
 
+@pytest.mark.parametrize("chosen", [["Relu"], ["HardSigmoid"], ["Softsign", "Elu"]], ids=str)
+def test_recurrent_layer_with_other_activations(chosen: list[str]) -> None:
+    x = RNG.normal(size=(5, 2, 3))
+    ways = len(chosen)
+    w, r = RNG.normal(size=(ways, 4, 3)), RNG.normal(size=(ways, 4, 4))
+    direction = "bidirectional" if ways == 2 else "forward"
+    nodes = [N("RNN", list("xwr"), ["y"], hidden_size=4, direction=direction, activations=chosen)]
+    functions = {
+        "Relu": torch.relu, "Softsign": nn.functional.softsign, "Elu": nn.functional.elu,
+        "HardSigmoid": lambda z: (0.2 * z + 0.5).clamp(0, 1),
+    }  # fmt: skip
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        columns = []
+        for way, (name, *weights) in enumerate(zip(chosen, w, r, strict=True)):
+            a, b = (torch.tensor(m.astype(np.float32)).double().T for m in weights)
+            h, seen = torch.zeros(2, 4).double(), []
+            for row in x.flip(0) if way else x:
+                h = functions[name](row @ a + h @ b)
+                seen.append(h)
+            columns.append(torch.stack(seen[:: -1 if way else 1]))
+        return torch.stack(columns, 1)
+
+    check_by_torch(network(nodes, {"x": x}, {"w": w, "r": r}, dynamic=(1,)), function, {"x": x})
+
+
 @pytest.mark.parametrize("taken", [True, False])
 def test_constant_branch_is_taken(taken: bool) -> None:
     def branch(op: str) -> onnx.GraphProto:
@@ -95,69 +121,6 @@ def test_constant_branch_is_taken(taken: bool) -> None:
 
 def port(name: str, kind: int = 1) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, None)
-
-
-@pytest.mark.parametrize("direction", [0, 1], ids=["forward", "backward"])
-def test_scan_is_unrolled(direction: int) -> None:
-    """State and steps: h -> tanh(w h + x), with a weight from outside the body."""
-    body = helper.make_graph(
-        [
-            N("Mul", ["h", "w"], ["m"]), N("Add", ["m", "part"], ["a"]),
-            N("Tanh", ["a"], ["next"]), N("Mul", ["next", "half"], ["seen"]),
-        ],
-        "body", [port("h"), port("part")], [port("next"), port("seen")],
-        [onnx.numpy_helper.from_array(np.float32(0.5), "half")],
-    )  # fmt: skip
-    nodes = [
-        N("Scan", ["start", "x"], ["last", "all"], body=body, num_scan_inputs=1,
-          scan_input_axes=[1], scan_output_axes=[1], scan_input_directions=[direction],
-          scan_output_directions=[direction]),
-        N("Unsqueeze", ["last", "one"], ["l"]),
-        N("Concat", ["all", "l"], ["y"], axis=1),
-    ]  # fmt: skip
-    inputs = {"start": RNG.normal(size=(2, 3)), "x": RNG.normal(size=(2, 5, 3))}
-    model = network(nodes, inputs, {"w": np.asarray(0.7), "one": np.asarray([1])}, dynamic=(0,))
-
-    def function(h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        seen = []
-        for step in range(5)[:: -1 if direction else 1]:
-            h = torch.tanh(float(np.float32(0.7)) * h + x[:, step])
-            seen.append(h / 2)
-        return torch.stack([*seen[:: -1 if direction else 1], h], 1)
-
-    check_by_torch(model, function, inputs)
-
-
-@pytest.mark.parametrize("carried", [False, True], ids=["true", "carried"])
-def test_loop_of_known_length_is_unrolled(carried: bool) -> None:
-    going = N("Identity", ["going"], ["on"])
-    if not carried:
-        yes = onnx.numpy_helper.from_array(np.asarray(True))
-        going = N("Constant", [], ["on"], value=yes)
-    body = helper.make_graph(
-        [
-            going, N("Cast", ["i"], ["f"], to=1), N("Add", ["h", "f"], ["a"]),
-            N("Sin", ["a"], ["s"]), N("Mul", ["s", "x"], ["next"]), N("Exp", ["s"], ["seen"]),
-        ],
-        "body", [port("i", 7), port("going", 9), port("h")],
-        [port("on", 9), port("next"), port("seen")],
-    )  # fmt: skip
-    nodes = [
-        N("Loop", ["count", "start", "x"], ["last", "all"], body=body),
-        N("Add", ["last", "all"], ["y"]),
-    ]
-    x = RNG.normal(size=(2, 3))
-    constants = {"count": np.asarray(4), "start": np.asarray(True)}
-
-    def function(x: torch.Tensor) -> torch.Tensor:
-        h, seen = x, []
-        for step in range(4):
-            s = torch.sin(h + step)
-            h = s * x
-            seen.append(s.exp())
-        return h + torch.stack(seen)
-
-    check_by_torch(network(nodes, {"x": x}, constants), function, {"x": x})
 
 
 RELU = [N("Relu", ["h"], ["r"])]

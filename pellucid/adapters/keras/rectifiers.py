@@ -2,7 +2,8 @@
 
 While the gradient operations are added to the graph, the rectifiers of the forward pass carry
 the name of another gradient function. So the rule holds however the rectifier was written: as a
-layer, an Activation, fused into a convolution, an operation, shared or nested.
+layer, an Activation, fused into a convolution, an operation, shared or nested, or in the steps of
+a recurrent layer.
 
 The policy is that of `pellucid.adapters.torch.rectifiers`: `guided` sets negative cotangents to
 zero and then applies the exact derivative; `deconv` does not apply the derivative. Most
@@ -22,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
 from tensorflow.python.framework import ops
+from tensorflow.python.ops.control_flow_util_v2 import create_new_tf_function
 
 from pellucid.adapters.base import Rectifier
 from pellucid.graph.rectifiers import PROBES, rectified
@@ -65,7 +67,9 @@ class Found:
 @contextmanager
 def bent_rectifiers(graph: Any, rule: Rectifier) -> Iterator[None]:
     """Apply the rule to the gradient operations that are made inside the context."""
-    found = [] if rule == "exact" else find_rectifiers(graph)
+    loops = [] if rule == "exact" else list(_loops(graph))
+    graphs = [] if rule == "exact" else [graph, *(loop._body_graph for loop in loops)]
+    found = [rectifier for each in graphs for rectifier in find_rectifiers(each)]
     original = {rectifier.op: _gradient_name(rectifier.op) for rectifier in found}
     before = {rectifier: rectifier.op.inputs[rectifier.operand] for rectifier in found}
     try:
@@ -82,6 +86,17 @@ def bent_rectifiers(graph: Any, rule: Rectifier) -> Iterator[None]:
                 op._clear_attr(_ATTRIBUTE)
             else:
                 _name_gradient(op, name)
+        for loop in reversed(loops):  # whose bodies were kept as they stood inside the context
+            loop._body_graph.name += "_restored"
+            loop._set_func_attr("body", create_new_tf_function(loop._body_graph))
+
+
+def _loops(graph: Any) -> Iterator[Any]:
+    """Yield the loops of a graph, and those in their bodies."""
+    for op in graph.get_operations():
+        if op.type in ("While", "StatelessWhile") and hasattr(op, "_body_graph"):
+            yield op
+            yield from _loops(op._body_graph)
 
 
 def find_rectifiers(graph: Any) -> list[Found]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,16 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pellucid.graph.expansions.table import expansion
+from pellucid.graph.expansions.trips import unrollable
 from pellucid.graph.rules.rectifier import operand
 from pellucid.graph.rules.shape import length
 from pellucid.graph.rules.table import int_attr, str_attr
 from pellucid.graph.tape import Tape, array
+
+_DEFAULTS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
+_ACTIVATIONS = frozenset((
+    "Elu", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Softplus", "Softsign", "Tanh",
+))  # fmt: skip
 
 Step = Callable[[Tape, ir.Value, list[ir.Value]], list[ir.Value]]
 
@@ -22,30 +29,38 @@ def _plain(node: ir.Node) -> bool:
     x, weights, recurrence = node.inputs[:3]
     optional = [*node.inputs[3:], *[None] * 5]
     bias, lengths, peepholes = optional[0], optional[1], optional[4]
-    defaults = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
-    chosen = node.attributes.get("activations")
-    own = defaults[node.op_type]
-    usual = chosen is None or list(chosen.as_strings()) in (own, own * 2)
     time = 1 if int_attr(node, "layout", 0) else 0
+    steps = None if x is None else length(x, time)
     return (
-        x is not None
-        and length(x, time) is not None
+        unrollable(steps, node)
         and array(weights) is not None
         and array(recurrence) is not None
         and (bias is None or array(bias) is not None)
         and lengths is None
         and peepholes is None
-        and usual
+        and all(name in _ACTIVATIONS for name in _activations(node))
+        and "activation_alpha" not in node.attributes
+        and "activation_beta" not in node.attributes
         and "clip" not in node.attributes
+        and not int_attr(node, "input_forget", 0)
     )
+
+
+def _activations(node: ir.Node) -> list[str]:
+    """Names of the activations of all directions, one direction after the other."""
+    chosen = node.attributes.get("activations")
+    if chosen is not None:
+        return list(chosen.as_strings())
+    both = str_attr(node, "direction", "forward") == "bidirectional"
+    return _DEFAULTS[node.op_type] * (2 if both else 1)
 
 
 @expansion("LSTM", "GRU", "RNN")
 def unrolled(t: Tape, node: ir.Node) -> list[ir.Value] | None:
     """One step after the other.
 
-    Layers of unknown length, with sequence lengths, peepholes, clipping, other than the default
-    activations, or weights that are no constants stay as they are.
+    Layers of unknown length, with sequence lengths, peepholes, clipping, activations that have
+    parameters, or weights that are no constants stay as they are.
     """
     if not _plain(node):
         return None
@@ -81,12 +96,17 @@ def _one_way(
     bias = np.zeros(2 * gates, weights.dtype)
     if optional[0] is not None:
         bias = _part(optional[0], index)
-    step, folded = _steps(node, recurrence, bias[gates:], hidden)
+    kinds = len(_DEFAULTS[node.op_type])
+    names = _activations(node)[index * kinds : (index + 1) * kinds]
+    activations = [
+        partial(_hard_sigmoid if n == "HardSigmoid" else Tape.write, t, n) for n in names
+    ]
+    step, folded = _steps(node, activations, recurrence, bias[gates:], hidden)
     # what the input gives to all gates of all steps at once: (T, N, I) -> (T, N, gates)
     driven = t.Add(t.MatMul(x, np.ascontiguousarray(weights.T)), bias[:gates] + folded)
     parts: Sequence[ir.Value] = [driven]
     if steps > 1:
-        parts = t.write_many("Split", steps, driven, [1] * steps, axis=0)
+        parts = t.write_many("Split", steps, driven, axis=0, num_outputs=steps)
     states = []
     for start in optional[2:4] if node.op_type == "LSTM" else optional[2:3]:
         if start is None:
@@ -101,6 +121,11 @@ def _one_way(
     return t.Concat(*seen[::way], axis=0), states
 
 
+def _hard_sigmoid(t: Tape, _name: str, x: ir.Value) -> ir.Value:
+    """Spell it as Keras does, from which it comes: the cut at zero counts as a rectifier there."""
+    return t.Clip(t.Add(t.Mul(x, 0.2), 0.5), 0.0, 1.0)
+
+
 def _part(value: ir.Value | None, index: int) -> NDArray[Any]:
     contents = array(value)
     assert contents is not None
@@ -108,7 +133,11 @@ def _part(value: ir.Value | None, index: int) -> NDArray[Any]:
 
 
 def _steps(
-    node: ir.Node, recurrence: NDArray[Any], bias: NDArray[Any], hidden: int
+    node: ir.Node,
+    activations: Sequence[Callable[[ir.Value], ir.Value]],
+    recurrence: NDArray[Any],
+    bias: NDArray[Any],
+    hidden: int,
 ) -> tuple[Step, NDArray[Any]]:
     """One step of the recurrence, and the part of its bias that can be added beforehand."""
     matrix = np.ascontiguousarray(recurrence.T)  # (H, gates)
@@ -117,24 +146,25 @@ def _steps(
         h, c = states
         total = t.Add(driven, t.MatMul(h, matrix))
         i, o, f, new = t.write_many("Split", 4, total, [hidden] * 4, axis=-1)
-        c = t.Add(t.Mul(t.Sigmoid(f), c), t.Mul(t.Sigmoid(i), t.Tanh(new)))
-        return [t.Mul(t.Sigmoid(o), t.Tanh(c)), c]
+        gate, candidate, shown = activations
+        c = t.Add(t.Mul(gate(f), c), t.Mul(gate(i), candidate(new)))
+        return [t.Mul(gate(o), shown(c)), c]
 
     def gru(t: Tape, driven: ir.Value, states: list[ir.Value]) -> list[ir.Value]:
-        (h,) = states
+        (h,), (gate, activation) = states, activations
         z, r, new = t.write_many("Split", 3, driven, [hidden] * 3, axis=-1)
-        update = t.Sigmoid(t.Add(z, t.MatMul(h, matrix[:, :hidden])))
-        reset = t.Sigmoid(t.Add(r, t.MatMul(h, matrix[:, hidden : 2 * hidden])))
+        update = gate(t.Add(z, t.MatMul(h, matrix[:, :hidden])))
+        reset = gate(t.Add(r, t.MatMul(h, matrix[:, hidden : 2 * hidden])))
         last = matrix[:, 2 * hidden :]
         if int_attr(node, "linear_before_reset", 0):
             recalled = t.Mul(reset, t.Add(t.MatMul(h, last), bias[2 * hidden :]))
         else:
             recalled = t.MatMul(t.Mul(reset, h), last)
-        candidate = t.Tanh(t.Add(new, recalled))
+        candidate = activation(t.Add(new, recalled))
         return [t.Add(t.Mul(update, h), t.Mul(t.Sub(1.0, update), candidate))]
 
     def rnn(t: Tape, driven: ir.Value, states: list[ir.Value]) -> list[ir.Value]:
-        return [t.Tanh(t.Add(driven, t.MatMul(states[0], matrix)))]
+        return [activations[0](t.Add(driven, t.MatMul(states[0], matrix)))]
 
     if node.op_type == "GRU" and int_attr(node, "linear_before_reset", 0):
         early = bias.copy()

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
 
-from pellucid.graph.expansions.table import expansion, given
+from pellucid.graph.expansions.table import expansion
+from pellucid.graph.expansions.trips import Trips, trips, unrollable
 from pellucid.graph.rules.rectifier import operand
 from pellucid.graph.rules.shape import length
 from pellucid.graph.rules.table import int_attr, ints_attr
 from pellucid.graph.tape import Tape, array
-
-_MOST = 512  # steps that are still written out
 
 
 @expansion("Scan")
@@ -24,7 +24,7 @@ def scan(t: Tape, node: ir.Node) -> list[ir.Value] | None:
     axes = ints_attr(node, "scan_input_axes", [0] * count)
     turned = ints_attr(node, "scan_input_directions", [0] * count)
     steps = length(sources[0], axes[0])
-    if steps is None or not 0 < steps <= _MOST or _has_bodies(body):
+    if not unrollable(steps, node) or _has_bodies(body):
         return None
     slices = [
         _slices(t, source, axis, steps)[:: -1 if back else 1]
@@ -48,35 +48,40 @@ def scan(t: Tape, node: ir.Node) -> list[ir.Value] | None:
 
 @expansion("Loop")
 def loop(t: Tape, node: ir.Node) -> list[ir.Value] | None:
-    """Only loops that nothing ends before their number of steps."""
-    body, count, going = node.attributes["body"].as_graph(), array(given(node, 0)), given(node, 1)
-    if count is None or (going is not None and not _always(going)) or _has_bodies(body):
+    """Only loops whose number of steps follows from constants."""
+    body = node.attributes["body"].as_graph()
+    if _has_bodies(body):
         return None
-    if not 0 < count <= _MOST or not _goes_on(body):
+    found = trips(node)
+    if not unrollable(None if found is None else found.count, node) or found is None:
         return None
+    parts = _read_in_steps(t, node, found)
     states = [operand(node, index) for index in range(2, len(node.inputs))]
     yes, seen = t.constant(np.asarray(True)), []
-    for step in range(int(count.reshape(()))):
-        results = _inlined(t, body, [t.constant(np.asarray(step)), yes, *states])[1:]
+    for step in range(found.count):
+        number = t.constant(np.asarray(step))
+        known = {value: each[step] for value, each in parts.items()}
+        results = _inlined(t, body, [number, yes, *states], known)[1:]
         seen.append(results[len(states) :])
         states = results[: len(states)]
     return [*states, *(_stacked(t, column, 0) for column in zip(*seen, strict=True))]
 
 
-def _always(condition: ir.Value) -> bool:
-    contents = array(condition)
-    return contents is not None and bool(contents.all())
-
-
-def _goes_on(body: ir.Graph) -> bool:
-    """Whether the condition that a body hands out is the one it got, or constantly true."""
-    value = body.outputs[0]
-    while (producer := value.producer()) is not None and producer.op_type == "Identity":
-        value = operand(producer)
-    if value is body.inputs[1] or _always(value):
-        return True
-    contents = None if producer is None else producer.attributes.get("value")
-    return contents is not None and bool(np.all(contents.as_tensor().numpy()))
+def _read_in_steps(t: Tape, node: ir.Node, found: Trips) -> dict[ir.Value, list[ir.Value]]:
+    """Cut what a body reads one place a step, so that no step touches the whole of it."""
+    body, parts = node.attributes["body"].as_graph(), {}
+    inner = {*body.inputs, *(value for each in body for value in each.outputs)}
+    for each in body:
+        if each.op_type != "Gather" or int_attr(each, "axis", 0):
+            continue
+        source, places = operand(each), found.places.get(operand(each, 1))
+        if source in inner or places is None or places.ndim != 1:
+            continue
+        size = length(source, 0)
+        if size is not None and sorted(places) == list(range(size)):
+            slices = _slices(t, source, 0, size)
+            parts[each.outputs[0]] = [slices[place] for place in places]
+    return parts
 
 
 def _has_bodies(body: ir.Graph) -> bool:
@@ -86,7 +91,7 @@ def _has_bodies(body: ir.Graph) -> bool:
 def _slices(t: Tape, source: ir.Value, axis: int, steps: int) -> list[ir.Value]:
     parts: Sequence[ir.Value] = [source]
     if steps > 1:
-        parts = t.write_many("Split", steps, source, [1] * steps, axis=axis)
+        parts = t.write_many("Split", steps, source, axis=axis, num_outputs=steps)
     return [t.Squeeze(part, [axis]) for part in parts]
 
 
@@ -94,13 +99,20 @@ def _stacked(t: Tape, values: Sequence[ir.Value], axis: int) -> ir.Value:
     return t.Concat(*(t.Unsqueeze(value, [axis]) for value in values), axis=axis)
 
 
-def _inlined(t: Tape, body: ir.Graph, inputs: Sequence[ir.Value]) -> list[ir.Value]:
+def _inlined(
+    t: Tape,
+    body: ir.Graph,
+    inputs: Sequence[ir.Value],
+    known: Mapping[ir.Value, ir.Value] = MappingProxyType({}),
+) -> list[ir.Value]:
     """Write the nodes of a body with values for its inputs; return its outputs."""
-    standing: dict[ir.Value, ir.Value] = dict(zip(body.inputs, inputs, strict=True))
+    standing = dict(zip(body.inputs, inputs, strict=True)) | dict(known)
     for value in body.initializers.values():
         if (contents := array(value)) is not None:
             standing[value] = t.constant(contents)
     for node in body:
+        if node.outputs[0] in known:
+            continue
         if node.op_type == "Constant" and "value" in node.attributes:
             standing[node.outputs[0]] = t.constant(node.attributes["value"].as_tensor().numpy())
             continue

@@ -179,7 +179,7 @@ def _has_weights(t: Tape, node: ir.Node) -> bool:
     return node.inputs[0] in t.wanted and array(node.inputs[1]) is not None
 
 
-_GATES = ("Sigmoid", "HardSigmoid", "Softmax", "Tanh")
+_GATES = {"Sigmoid": 2, "HardSigmoid": 2, "Softmax": 2, "Tanh": 1}
 _REARRANGING = ("Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
@@ -191,19 +191,23 @@ def _gated(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     if len(node.inputs) > 2:
         raise UnsupportedError(f"LRP has no rule for {label(node)} of over two activations.")
     along, (a, b) = list(derivative(t, node, g)), found
-    gates = [_is_gate(value) for value in (a, b)]
+    gates = [_gate(value) for value in (a, b)]
     if a is not b and gates[0] != gates[1]:
-        along[gates.index(True)] = None
+        along[gates.index(max(gates))] = None
         return along
     return tuple(None if v is None else t.Mul(v, 0.5) for v in along)
 
 
-def _is_gate(value: ir.Value) -> bool:
+def _gate(value: ir.Value) -> int:
+    """How much a value is a gate; in a recurrent cell a sigmoid lets through what a tanh gives."""
     producer = value.producer()
-    while producer is not None and producer.op_type in _REARRANGING:
-        first = producer.inputs[0]
-        producer = None if first is None else first.producer()
-    return producer is not None and producer.op_type in _GATES
+    while producer is not None and producer.op_type in (*_REARRANGING, "Sub"):
+        opposite = producer.op_type == "Sub"  # 1 - gate
+        if opposite and array(producer.inputs[0]) is None:
+            break
+        source = producer.inputs[opposite]
+        producer = None if source is None else source.producer()
+    return 0 if producer is None else _GATES.get(producer.op_type, 0)
 
 
 def _constant_deviation(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:

@@ -24,8 +24,8 @@ LINEAR = frozenset((
     "CumSum", "DepthToSpace", "DequantizeLinear", "Dropout", "Einsum", "Expand", "Flatten",
     "Gather", "GatherElements", "GatherND", "Gemm", "GlobalAveragePool", "Identity", "MatMul",
     "Mean", "Mul", "Neg", "Pad", "QuantizeLinear", "ReduceMean", "ReduceSum", "Reshape",
-    "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze", "Sub", "Sum", "Tile", "Transpose",
-    "Trilu", "Unsqueeze", "Upsample", "Where", "If", "CastLike", "Div",
+    "Resize", "ReverseSequence", "Slice", "SpaceToDepth", "Split", "Squeeze", "Sub", "Sum", "Tile",
+    "Transpose", "Trilu", "Unsqueeze", "Upsample", "Where", "If", "CastLike", "Div",
 ))  # fmt: skip
 UNARY = frozenset((
     "Abs", "Celu", "Clip", "Cos", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish",
