@@ -99,6 +99,18 @@ class Parts(nn.Module):
         return self.head(torch.cat((torch.maximum(one, two), three), 1).mean((2, 3)))
 
 
+class OneHead(nn.Module):
+    """Attention on (N, T, C), of which the exporter wants an axis of heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(3, 8, 8, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        return self.head(F.scaled_dot_product_attention(tokens, tokens, tokens).mean(1))
+
+
 def made(kind: type[nn.Module]) -> Adapter:
     torch.manual_seed(0)
     network = kind()
@@ -149,6 +161,10 @@ def test_a_transformer_whose_code_fixes_the_batch_size_is_compiled() -> None:
 @METHODS
 def test_a_network_that_splits_its_channels(method: str) -> None:
     assert_alike(made(Parts), FACE, method, **({"relu": False} if method == "grad-cam" else {}))
+
+
+def test_attention_without_an_axis_of_heads() -> None:
+    assert_alike(made(OneHead), FACE, "saliency")
 
 
 @METHODS

@@ -186,12 +186,7 @@ def _exported(marked: nn.Module, noise: tuple[Tensor, ...]) -> Any:
 
 
 def _converted(program: Any) -> ModelProto:
-    try:
-        exported = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
-        assert exported is not None
-        model: ModelProto = exported.model_proto
-    except Exception as error:
-        raise UnsupportedError(_obstacle(error)) from error
+    model = _translated(program)
     for value in model.graph.input:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param.isdigit():  # how the exporter writes a batch that it fixed
@@ -199,6 +194,37 @@ def _converted(program: Any) -> ModelProto:
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     return _without_sequences(model)
+
+
+def _translated(program: Any) -> ModelProto:
+    """Write a program in ONNX operators, those without a form there in simpler ones."""
+    written: set[Any] = set()
+    while True:
+        try:
+            exported = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
+        except Exception as error:
+            operator = _untranslated(error)
+            simpler = torch.export.default_decompositions()
+            if operator in written or operator not in simpler:
+                raise UnsupportedError(_obstacle(error)) from error
+            program = program.run_decompositions({operator: simpler[operator]})
+            written.add(operator)
+        else:
+            assert exported is not None
+            return exported.model_proto
+
+
+def _untranslated(error: BaseException) -> Any:
+    """Return the operator that an export failed at, in the way that the network uses it."""
+    found = re.search(
+        r"translating node .*?target=torch\.ops\.([\w.]+)\]", _whole(error), re.DOTALL
+    )
+    if found is None:
+        return None
+    operator: Any = torch.ops
+    for name in found[1].split("."):
+        operator = getattr(operator, name, None)
+    return operator
 
 
 def _without_sequences(model: ModelProto) -> ModelProto:
@@ -215,11 +241,7 @@ def _without_sequences(model: ModelProto) -> ModelProto:
 
 def _obstacle(error: BaseException) -> str:
     """Say which operation stands in the way of the export."""
-    text = ""
-    seen: BaseException | None = error
-    while seen is not None:
-        text += f"{seen}\n"
-        seen = seen.__cause__ or seen.__context__
+    text = _whole(error)
     operator = re.search(r"No ONNX function found for <OpOverload\(op='([\w.:]+)'", text) or (
         re.search(r"No decompositions? registered for (?:the complex-valued input|([\w.:]+))", text)
     )
@@ -231,12 +253,24 @@ def _obstacle(error: BaseException) -> str:
         what = "the network's path depends on the values in the image" + (
             f" (at `{line}`)" if line else ""
         )
+    elif failed := _untranslated(error):
+        what = f"the operator {failed}, as it is used here, has no ONNX form"
     else:
         what = first_line(error)
     return (
         f"The layer graph of this network cannot be read: {what}. Everything that needs no graph "
         "still works; `model.layers` lists the layers."
     )
+
+
+def _whole(error: BaseException) -> str:
+    """Join the messages of an error and of those that led to it."""
+    text = ""
+    seen: BaseException | None = error
+    while seen is not None:
+        text += f"{seen}\n"
+        seen = seen.__cause__ or seen.__context__
+    return text
 
 
 @contextlib.contextmanager
