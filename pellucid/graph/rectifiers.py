@@ -199,6 +199,8 @@ def _rectifies(values: NDArray[np.float64]) -> bool:
     if values.shape != probes.shape or not np.all(np.isfinite(values)):
         return False
     zero, above, high = values[3], values[4], values[5:]
+    if zero > 0 and (values[:4] == zero).all():
+        return False  # it keeps a divisor from zero
     up = np.all(abs(high / probes[5:] - 1) < 0.1) and abs(zero) <= 1e-6
     bent = values[2] != probes[2]  # at zero, unlike max(x, -1)
     slope = (zero - values[0]) / -probes[0]

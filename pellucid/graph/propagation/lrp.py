@@ -10,9 +10,7 @@ import onnx_ir as ir
 from pellucid.errors import UnsupportedError
 from pellucid.graph.propagation.shared import (
     MAXIMA,
-    NORMALISATIONS,
     activations,
-    by_scale,
     derivative,
     like,
     quotient,
@@ -20,11 +18,12 @@ from pellucid.graph.propagation.shared import (
     typed,
 )
 from pellucid.graph.rules import RULES
+from pellucid.graph.rules.normalization import Norm
 from pellucid.graph.rules.rectifier import operand, output
-from pellucid.graph.rules.table import Cotangents, Rule, float_attr
+from pellucid.graph.rules.table import Cotangents, Rule
 from pellucid.graph.tape import BACKWARD, Tape, array, label
 
-__all__ = ["RULES_OF_LRP", "passed_on"]
+__all__ = ["RULES_OF_LRP", "constant_deviation", "passed_on"]
 
 _EPSILON = 1e-9
 _GAMMA = 0.25
@@ -206,14 +205,10 @@ def _is_gate(value: ir.Value) -> bool:
     return producer is not None and producer.op_type in _GATES
 
 
-def _constant_deviation(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+def constant_deviation(t: Tape, norm: Norm, g: ir.Value) -> ir.Value:
     """A normalisation with its deviation as a constant."""
-    x, gs, axes = by_scale(t, node, g)
-    d = t.Sub(x, t.ReduceMean(x, axes, keepdims=1))
-    variance = t.ReduceMean(t.Mul(d, d), axes, keepdims=1)
-    spread = t.Div(gs, t.Sqrt(t.Add(variance, float_attr(node, "epsilon", 1e-5))))
-    along = t.Sub(spread, t.ReduceMean(spread, axes, keepdims=1))
-    return (t.reshape_like(along, operand(node)) if x is not operand(node) else along,)
+    gs = norm.folded(t, norm.scaled(t, g))
+    return norm.unfolded(t, norm.level(t, t.Mul(gs, norm.statistics(t).r)))
 
 
 def _constant_divisor(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
@@ -230,12 +225,11 @@ _CONVOLUTIONS, _DENSE = ("Conv", "ConvTranspose"), ("Gemm", "MatMul")
 def _table(convolution: Rule, dense: Rule, total: Rule = derivative) -> dict[str, Rule]:
     own: dict[str, Rule] = {
         "Mul": _gated, "Einsum": _gated, "Div": _constant_divisor, "Softmax": _nothing,
-        **dict.fromkeys(NORMALISATIONS, _constant_deviation),
         **{op: RULES[op] for op in (*MAXIMA, "Max", "Min", "TopK")},
         **dict.fromkeys(_CONVOLUTIONS, convolution), **dict.fromkeys(_DENSE, dense),
         **dict.fromkeys(("Add", "Sub", "Sum"), total),
     }  # fmt: skip
-    return table_of("LRP", own, passed_on)
+    return table_of("LRP", own, passed_on, constant_deviation)
 
 
 RULES_OF_LRP = {
