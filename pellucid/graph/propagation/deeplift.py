@@ -17,10 +17,10 @@ from pellucid.graph.propagation.shared import (
     table_of,
     typed,
 )
-from pellucid.graph.rules.normalization import Norm
+from pellucid.graph.rules.normalization import Norm, local_response, over_channels
 from pellucid.graph.rules.rectifier import operand, output
 from pellucid.graph.rules.reduction import kept
-from pellucid.graph.rules.table import Cotangents, int_attr
+from pellucid.graph.rules.table import Cotangents, float_attr, int_attr
 from pellucid.graph.tape import Tape, label
 
 __all__ = ["RULES_OF_DEEPLIFT", "norm_between", "rescale"]
@@ -127,6 +127,27 @@ def norm_between(t: Tape, norm: Norm, g: ir.Value) -> ir.Value:
     return norm.unfolded(t, norm.level(t, t.Add(t.Mul(gs, _middle(t, s.r)), through)))
 
 
+def _local_norm(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    # y = x r, r = s^-beta, s grows with the mean of x^2 over neighbouring channels
+    x, n = operand(node), int_attr(node, "size", 1)
+    s, beta = local_response(t, node), float_attr(node, "beta", 0.75)
+    r, along_r = typed(t.Pow(s, -beta), x), t.Mul(g, _middle(t, x))
+    exact = t.Mul(along_r, t.Mul(t.Div(r, s), -beta))
+    along_s = quotient(t, t.Mul(along_r, _delta(t, r)), _delta(t, typed(s, x)), exact)
+    squares = over_channels(t, x, along_s, n // 2, (n - 1) // 2)
+    through = t.Mul(t.Mul(squares, 2 * float_attr(node, "alpha", 1e-4)), _middle(t, x))
+    return (t.Add(t.Mul(g, _middle(t, r)), through),)
+
+
+def _sample(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    if operand(node, 1) in t.wanted:
+        raise UnsupportedError(
+            f"DeepLIFT has no rule for {label(node)} at places that follow from the image. "
+            "Explain the network with integrated-gradients."
+        )
+    return derivative(t, node, g)
+
+
 _UNARY = of_one_number("DeepLIFT", rescale)
 
 
@@ -168,7 +189,7 @@ RULES_OF_DEEPLIFT = table_of(
     "DeepLIFT",
     {
         "Mul": _product, "Div": _division, "MatMul": _matrix_product, "Einsum": _matrix_product,
-        "Softmax": _softmax, "ReduceL2": _length,
+        "Softmax": _softmax, "ReduceL2": _length, "LRN": _local_norm, "GridSample": _sample,
         **dict.fromkeys(("Max", "Min"), _larger_or_smaller), **dict.fromkeys(MAXIMA, _maximum),
     },
     rescale,

@@ -18,9 +18,9 @@ from pellucid.graph.propagation.shared import (
     typed,
 )
 from pellucid.graph.rules import RULES
-from pellucid.graph.rules.normalization import Norm
+from pellucid.graph.rules.normalization import Norm, local_response
 from pellucid.graph.rules.rectifier import operand, output
-from pellucid.graph.rules.table import Cotangents, Rule
+from pellucid.graph.rules.table import Cotangents, Rule, float_attr
 from pellucid.graph.tape import BACKWARD, Tape, array, label
 
 __all__ = ["RULES_OF_LRP", "constant_deviation", "passed_on"]
@@ -215,6 +215,16 @@ def _constant_divisor(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     return (derivative(t, node, g)[0], None)
 
 
+def _constant_places(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    """A sample of a picture, with the places as constants."""
+    return (derivative(t, node, g)[0] if operand(node) in t.wanted else None, None)
+
+
+def _constant_response(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    """LRN, with what it divides by as a constant."""
+    return (t.Mul(g, t.Pow(local_response(t, node), -float_attr(node, "beta", 0.75))),)
+
+
 def _nothing(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     return (None,)
 
@@ -225,6 +235,7 @@ _CONVOLUTIONS, _DENSE = ("Conv", "ConvTranspose"), ("Gemm", "MatMul")
 def _table(convolution: Rule, dense: Rule, total: Rule = derivative) -> dict[str, Rule]:
     own: dict[str, Rule] = {
         "Mul": _gated, "Einsum": _gated, "Div": _constant_divisor, "Softmax": _nothing,
+        "GridSample": _constant_places, "LRN": _constant_response,
         **{op: RULES[op] for op in (*MAXIMA, "Max", "Min", "TopK")},
         **dict.fromkeys(_CONVOLUTIONS, convolution), **dict.fromkeys(_DENSE, dense),
         **dict.fromkeys(("Add", "Sub", "Sum"), total),

@@ -24,7 +24,7 @@ _NEAR = 1e-6  # differences and values below it are taken as none
 
 LINEAR = frozenset((
     "Add", "AveragePool", "BatchNormalization", "Cast", "Concat", "Conv", "ConvTranspose",
-    "CumSum", "DepthToSpace", "DequantizeLinear", "Dropout", "Einsum", "Expand", "Flatten",
+    "CumSum", "DFT", "DepthToSpace", "DequantizeLinear", "Dropout", "Einsum", "Expand", "Flatten",
     "Gather", "GatherElements", "GatherND", "Gemm", "GlobalAveragePool", "Identity", "MatMul",
     "Mean", "Mul", "Neg", "Pad", "QuantizeLinear", "ReduceMean", "ReduceSum", "Reshape",
     "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze", "Sub", "Sum", "Tile", "Transpose",

@@ -251,7 +251,7 @@ def local_response_norm(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     x, y, n = operand(node), output(node), int_attr(node, "size", 1)
     alpha, beta = float_attr(node, "alpha", 1e-4), float_attr(node, "beta", 0.75)
     s = local_response(t, node)
-    neighbours = _over_channels(t, x, t.Div(t.Mul(g, y), s), n // 2, (n - 1) // 2)
+    neighbours = over_channels(t, x, t.Div(t.Mul(g, y), s), n // 2, (n - 1) // 2)
     direct = t.Mul(g, t.Pow(s, -beta))
     return (t.Sub(direct, t.Mul(t.Mul(x, 2 * alpha * beta), neighbours)),)
 
@@ -259,11 +259,11 @@ def local_response_norm(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
 def local_response(t: Tape, node: ir.Node) -> ir.Value:
     """Write bias + alpha/n sum of x^2 over the n neighbouring channels of each."""
     x, n = operand(node), int_attr(node, "size", 1)
-    squares = _over_channels(t, x, t.Mul(x, x), (n - 1) // 2, n // 2)
+    squares = over_channels(t, x, t.Mul(x, x), (n - 1) // 2, n // 2)
     return t.Add(t.Mul(squares, float_attr(node, "alpha", 1e-4)), float_attr(node, "bias", 1.0))
 
 
-def _over_channels(t: Tape, x: ir.Value, value: ir.Value, before: int, after: int) -> ir.Value:
+def over_channels(t: Tape, x: ir.Value, value: ir.Value, before: int, after: int) -> ir.Value:
     """Average a value of the shape of x over neighbouring channels, zeros outside."""
     # (N, C, ...) -> (N, 1, C, ...)
     flat = t.Reshape(value, t.Concat(t.size(x, 0), [1], t.size(x, 1), [-1], axis=0))
