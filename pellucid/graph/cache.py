@@ -28,7 +28,7 @@ from pellucid.graph.form import OnnxForm
 
 __all__ = ["Entry", "cached_form", "cached_note", "clear", "entries", "folder", "is_at_hand"]
 
-_VERSION = "5"  # of what is kept and how; entries of other versions are never found
+_VERSION = "6"  # of what is kept and how; entries of other versions are never found
 _MAGIC = b"pellucid onnx form\n"
 _SUFFIX, _NOTE = ".form", ".note"
 _MOST_BYTES = 8 << 30  # the entries unused for longest make room
