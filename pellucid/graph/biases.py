@@ -17,8 +17,14 @@ import onnx_ir as ir
 
 from pellucid.graph.affine import Numbers, affine_step, on_channels
 from pellucid.graph.gradient import path, spell_out
-from pellucid.graph.implicit import ARRANGING, ONE_BY_ONE, find_attention, implicit_bias
-from pellucid.graph.normalizing import name_layer_norms
+from pellucid.graph.implicit import (
+    ARRANGING,
+    ONE_BY_ONE,
+    bias_of_norm,
+    find_attention,
+    implicit_bias,
+)
+from pellucid.graph.normalizing import find_norms
 from pellucid.graph.prepare import fold, prepare
 from pellucid.graph.rules.table import float_attr
 from pellucid.graph.tape import Tape, alike, array, dims
@@ -68,24 +74,29 @@ def decompose(model: onnx.ModelProto) -> Decomposition:
     clean = prepare(model)
     graph = clean.graph
     spell_out(clean, *([v.name or "" for v in ends] for ends in (graph.outputs, graph.inputs)))
-    name_layer_norms(clean, {value.name or "" for value in graph.outputs})
     nodes, active = path(graph, graph.outputs, graph.inputs)
     origins = {v.name or "": path(graph, graph.outputs, [v])[1] for v in graph.inputs}
-    steps, tape = _steps(nodes, active), Tape(graph, _PREFIX)
+    norms = find_norms(nodes, graph, graph.outputs)
+    steps, tape = _steps(nodes, active, norms), Tape(graph, _PREFIX)
     tape.wanted = active
     attentions = {one.mixing: one for one in find_attention(nodes, active)}
     within = {node for one in attentions.values() for node in one.inner}
+    within |= {node for one in norms.values() for node in one.inner}
     found: list[tuple[ir.Value, Numbers | str]] = []
     computed: dict[str, ir.Value] = {}
     for node in nodes:
         y = node.outputs[0]
         if y not in active or node in within:
             continue
-        if (constant := _constant(node, active)) is not None:
+        attention, spelled = attentions.get(node), norms.get(node)
+        constant = spelled.bias if spelled else _constant(node, active)
+        if constant is not None:
             found.append((y, constant))
         tape.dtype = y.dtype or ir.DataType.FLOAT
-        attention = attentions.get(node)
-        bias = attention.implicit_bias(tape) if attention else implicit_bias(tape, node)
+        if spelled:
+            bias: ir.Value | None = bias_of_norm(tape, spelled.norm)
+        else:
+            bias = attention.implicit_bias(tape) if attention else implicit_bias(tape, node)
         if bias is not None:
             bias.type, bias.shape = y.type, y.shape
             computed[bias.name or ""] = bias
@@ -120,7 +131,9 @@ def _once(rows: Numbers) -> Numbers:
     return rows[:1] if (rows == rows[:1]).all() else rows
 
 
-def _steps(nodes: Sequence[ir.Node], active: Collection[ir.Value]) -> dict[ir.Value, ir.Value]:
+def _steps(
+    nodes: Sequence[ir.Node], active: Collection[ir.Value], norms: Collection[ir.Node]
+) -> dict[ir.Value, ir.Value]:
     """Return for each activation the one of which it is a function number by number."""
     found: dict[ir.Value, ir.Value] = {}
     for node in nodes:
@@ -129,7 +142,7 @@ def _steps(nodes: Sequence[ir.Node], active: Collection[ir.Value]) -> dict[ir.Va
         begins = {found.get(value, value) for value in sources}
         kept = all(alike(dims(value), dims(y)) for value in sources)
         same = node.op_type in ARRANGING or (node.op_type in ONE_BY_ONE and kept)
-        if same and len(begins) == 1:
+        if same and len(begins) == 1 and node not in norms:
             found[y] = begins.pop()
         found |= {value: value for value in node.outputs if value not in found}
     return found

@@ -8,7 +8,7 @@ onnxruntime executes it, and it can be saved and run where no Python framework i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -18,6 +18,8 @@ from onnx_ir.passes import common as passes
 
 from pellucid.errors import InputError, LayerError, UnsupportedError, nearest
 from pellucid.graph.expansions import EXPANSIONS, expand
+from pellucid.graph.merging import merge_affine
+from pellucid.graph.normalizing import Spelled, find_norms
 from pellucid.graph.prepare import fold, infer, prepare, settle
 from pellucid.graph.propagation import PROPAGATIONS
 from pellucid.graph.rectifiers import Rectifier, find_rectifiers
@@ -102,8 +104,8 @@ def differentiate(
         known = ", ".join(("exact", "guided", "deconv", *PROPAGATIONS))
         raise InputError(f"relu={relu!r} is no rule: {known}.")
     clean = prepare(model)
-    if relu in PROPAGATIONS:
-        PROPAGATIONS[relu].rewrite(clean, {*seeds, *wrt, *(fetch or ())})
+    if relu in PROPAGATIONS and PROPAGATIONS[relu].merges:
+        merge_affine(clean, {*seeds, *wrt, *(fetch or ())})
     graph = clean.graph
     tensors = ir.convenience.create_value_mapping(graph)
     names = tuple(v.name or "" for v in graph.outputs) if fetch is None else tuple(fetch)
@@ -174,6 +176,9 @@ def walk(
     spans = find_rectifiers(nodes, graph) if relu != "exact" else {}
     propagation = PROPAGATIONS.get(relu)
     rules = RULES if propagation is None else propagation.rules
+    norms: Mapping[ir.Node, Spelled] = {}
+    if propagation is not None:
+        norms = find_norms(nodes, graph, {*seeds, *wanted})
     arriving: dict[ir.Value, list[ir.Value]] = {value: [g] for value, g in seeds.items()}
     found: dict[ir.Value, ir.Value] = {}
 
@@ -193,7 +198,10 @@ def walk(
         if all(g is None for g in gs):
             continue
         tape.dtype = _real(node.outputs[0].dtype)
-        span = spans.get(node)
+        span, spelled = spans.get(node), norms.get(node)
+        if spelled is not None and gs[0] is not None and propagation is not None:
+            send(spelled.norm.x, propagation.norm(tape, spelled.norm, gs[0]))
+            continue
         if span is not None and gs[0] is not None and propagation is not None:
             send(span.source, propagation.unit(tape, span.source, node.outputs[0], gs[0]))
             continue

@@ -20,14 +20,15 @@ import numpy as np
 import onnx_ir as ir
 
 from pellucid.graph.affine import affine_step
-from pellucid.graph.propagation.shared import UNARY
+from pellucid.graph.propagation.shared import NORMALISATIONS, UNARY
 from pellucid.graph.rules import RULES
-from pellucid.graph.rules.normalization import standardized
-from pellucid.graph.rules.rectifier import operand, output
-from pellucid.graph.rules.table import float_attr, int_attr
+from pellucid.graph.rules.normalization import Norm, local_response, norm_of
+from pellucid.graph.rules.rectifier import operand, output, zero
+from pellucid.graph.rules.reduction import kept
+from pellucid.graph.rules.table import float_attr, int_attr, str_attr
 from pellucid.graph.tape import Tape, alike, array, dims
 
-__all__ = ["ARRANGING", "ONE_BY_ONE", "find_attention", "implicit_bias"]
+__all__ = ["ARRANGING", "ONE_BY_ONE", "bias_of_norm", "find_attention", "implicit_bias"]
 
 Rule: TypeAlias = Callable[[Tape, ir.Node], "ir.Value | None"]
 
@@ -36,8 +37,8 @@ ARRANGING = frozenset((
 ))  # fmt: skip
 _PIECEWISE = frozenset(("Abs", "LeakyRelu", "PRelu", "Relu"))
 _CURVED = UNARY - _PIECEWISE | {
-    "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Cosh", "Floor", "Round", "Shrink",
-    "Sign", "Sinh", "Tan",
+    "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Cosh", "Floor", "Mod", "Round",
+    "Shrink", "Sign", "Sinh", "Tan",
 }  # fmt: skip
 _SCALING = frozenset(("Add", "Div", "Mul", "Sub", "Sum", "Where"))
 _PRODUCTS = frozenset(("Einsum", "MatMul"))
@@ -109,6 +110,16 @@ def _from_elsewhere(t: Tape, node: ir.Node) -> ir.Value | None:
     return _again(t, node, {value: t.zeros(value) for value in active})
 
 
+def _scattered(t: Tape, node: ir.Node) -> ir.Value | None:
+    adds = str_attr(node, "reduction", "none") in ("none", "add")
+    return _from_elsewhere(t, node) if adds else None
+
+
+def _padded(t: Tape, node: ir.Node) -> ir.Value | None:
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    return None if value is None or zero(value) else _from_elsewhere(t, node)
+
+
 # ---- functions of several ------------------------------------------------------------------------
 
 
@@ -133,44 +144,55 @@ def _power(degree: float) -> Rule:
     return rule
 
 
+def _product_along(t: Tape, node: ir.Node) -> ir.Value:
+    x, y = operand(node), output(node)
+    counts = (t.ReduceProd(t.shape(value), None, keepdims=0) for value in (x, y))
+    degree = t.Cast(t.Div(*counts), to=int(t.dtype))
+    return t.Mul(y, t.Sub(1.0, degree))
+
+
+def _determinant(t: Tape, node: ir.Node) -> ir.Value:
+    degree = t.Cast(t.size(operand(node), -1), to=int(t.dtype))
+    return t.Mul(output(node), t.Sub(1.0, degree))
+
+
+def _log_sum(t: Tape, node: ir.Node) -> ir.Value:
+    return t.Sub(output(node), 1.0)
+
+
+def _log_sum_exp(t: Tape, node: ir.Node) -> ir.Value:
+    # the linear part is the mean of x by its softmax p; of a log-softmax, x less that mean
+    x, y = operand(node), output(node)
+    if node.op_type == "LogSoftmax":
+        weighted = t.Mul(t.Exp(y), x)
+        mean = t.ReduceSum(weighted, [int_attr(node, "axis", -1)], keepdims=1)
+        return t.Sub(mean, t.Sub(x, y))
+    weighted = t.Mul(t.Exp(t.Sub(x, kept(t, node, y))), x)
+    return t.Sub(y, t.write("ReduceSum", weighted, *node.inputs[1:], **node.attributes))
+
+
+def _local_norm(t: Tape, node: ir.Node) -> ir.Value:
+    # y = x s^-beta, of which s less its bias grows with the square of x
+    s, beta = local_response(t, node), float_attr(node, "beta", 0.75)
+    share = t.Div(t.Sub(s, float_attr(node, "bias", 1.0)), s)
+    return t.Mul(output(node), t.Mul(share, 2 * beta))
+
+
 # ---- normalisation: scaling x hardly changes it --------------------------------------------------
 
 
-def _without_slope(
-    t: Tape, node: ir.Node, scaled: ir.Value, x: ir.Value, axes: Sequence[int]
-) -> ir.Value:
-    """Return what is no linear part of `scaled = scale d r`, r = (mean(d^2) + eps)^(-1/2).
+def bias_of_norm(t: Tape, norm: Norm) -> ir.Value:
+    """Return what a normalisation adds, without its constant.
 
-    d is x less its mean. If x grew, the whole would grow by eps r^2 of itself alone.
+    If x grew, `u r` would grow with it, but for r, which falls by variance r / root of itself.
     """
-    epsilon = float_attr(node, "epsilon", 1e-5)
-    _, inverse = standardized(t, x, axes, epsilon)
-    return t.Mul(scaled, t.Sub(1.0, t.Mul(t.Mul(inverse, inverse), epsilon)))
+    s = norm.statistics(t)
+    kept = t.Div(t.Mul(s.variance, s.r), s.root)
+    return norm.scaled(t, norm.unfolded(t, t.Mul(t.Mul(s.u, s.r), kept)))
 
 
-def _layer_norm(t: Tape, node: ir.Node) -> ir.Value:
-    x, y, rank = operand(node), output(node), t.rank(operand(node))
-    axes = range(int_attr(node, "axis", -1) % rank, rank)
-    shift = node.inputs[2] if len(node.inputs) > 2 else None
-    return _without_slope(t, node, y if shift is None else t.Sub(y, shift), x, axes)
-
-
-def _instance_norm(t: Tape, node: ir.Node) -> ir.Value:
-    x, rank = operand(node), t.rank(operand(node))
-    return _without_slope(t, node, _unshifted(t, node), x, range(2, rank))
-
-
-def _group_norm(t: Tape, node: ir.Node) -> ir.Value | None:
-    x, groups = operand(node), int_attr(node, "num_groups", 1)
-    if dims(operand(node, 2)) != (dims(x) or (None, None))[1:2]:
-        return None  # before opset 21 it was one shift for each group
-    x_folded, folded = (t.Reshape(v, [0, groups, -1]) for v in (x, _unshifted(t, node)))
-    return t.reshape_like(_without_slope(t, node, folded, x_folded, [2]), x)
-
-
-def _unshifted(t: Tape, node: ir.Node) -> ir.Value:
-    behind = [1] * (t.rank(operand(node)) - 2)
-    return t.Sub(output(node), t.Reshape(operand(node, 2), [-1, *behind]))
+def _norm(t: Tape, node: ir.Node) -> ir.Value:
+    return bias_of_norm(t, norm_of(t, node))
 
 
 # ---- attention -----------------------------------------------------------------------------------
@@ -268,13 +290,18 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys((*_CURVED, "Softmax"), _curved),
     **dict.fromkeys(("Clip", "Max", "Min"), _bounded),
     **dict.fromkeys(("Add", "Concat", "Sub", "Sum", "Where"), _from_elsewhere),
+    **dict.fromkeys(("ScatterElements", "ScatterND"), _scattered),
+    "Pad": _padded,
     **dict.fromkeys(("Mul", *_PRODUCTS), _product),
     "Div": _quotient,
     "Reciprocal": _power(-1),
     "Sqrt": _power(0.5),
-    "LpNormalization": _power(0),
+    **dict.fromkeys(("Hardmax", "LpNormalization"), _power(0)),
     "ReduceSumSquare": _power(2),
-    "LayerNormalization": _layer_norm,
-    "InstanceNormalization": _instance_norm,
-    "GroupNormalization": _group_norm,
+    "ReduceProd": _product_along,
+    "Det": _determinant,
+    "ReduceLogSum": _log_sum,
+    **dict.fromkeys(("LogSoftmax", "ReduceLogSumExp"), _log_sum_exp),
+    "LRN": _local_norm,
+    **dict.fromkeys(NORMALISATIONS, _norm),
 }

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import onnx
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
 from pellucid.graph.form import Call, OnnxForm, PortForm
 from pellucid.graph.prepare import with_constants_computed
@@ -88,7 +88,17 @@ def finished_form(
 def _rename(model: ModelProto, table: Mapping[str, str]) -> None:
     graph = model.graph
     for node in graph.node:
-        node.input[:] = [table.get(name, name) for name in node.input]
+        _read_by_new_names(node, table)
         node.output[:] = [table.get(name, name) for name in node.output]
     for item in (*graph.initializer, *graph.value_info, *graph.input):
         item.name = table.get(item.name, item.name)
+
+
+def _read_by_new_names(node: NodeProto, table: Mapping[str, str]) -> None:
+    """Rename what a node reads, and what its branches and bodies take from outside."""
+    node.input[:] = [table.get(name, name) for name in node.input]
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            _read_by_new_names(inner, table)
+        for value in attribute.g.output:  # a branch may hand out what it took from outside
+            value.name = table.get(value.name, value.name)

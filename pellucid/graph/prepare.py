@@ -301,7 +301,7 @@ def fold(model: ir.Model, kept: Collection[str] = ()) -> int:
         for value in node.outputs
         if value.is_graph_output() or any(user not in done for user in value.consumers())
     ]
-    contents |= dict(zip(wanted, evaluate(model, pending, contents, wanted), strict=True))
+    contents |= dict(zip(wanted, evaluate(graph, pending, contents, wanted), strict=True))
     for value, result in contents.items():
         constant = ir.Value(
             name=value.name,
@@ -327,7 +327,7 @@ def _foldable(node: ir.Node) -> bool:
 
 
 def evaluate(
-    model: ir.Model,
+    within: ir.Graph,
     nodes: list[ir.Node],
     given: dict[ir.Value, NDArray[Any]],
     wanted: list[ir.Value],
@@ -349,7 +349,7 @@ def evaluate(
     graph = onnx.helper.make_graph(
         [ir.serde.serialize_node(n) for n in inside], "constants", [], outputs, tensors
     )
-    opsets = [onnx.helper.make_opsetid(d, v) for d, v in model.graph.opset_imports.items()]
+    opsets = [onnx.helper.make_opsetid(d, v) for d, v in within.opset_imports.items()]
     proto = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
     results: list[NDArray[Any]] = session(proto, optimize=False).run(None, {})
     return results

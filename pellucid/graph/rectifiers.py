@@ -84,12 +84,13 @@ def _named(node: ir.Node) -> bool:
     if node.op_type == "Clip":
         return zero((*node.inputs, None)[1])
     if node.op_type == "Max":
-        return len(node.inputs) == 2 and any(zero(value) for value in node.inputs)
+        numbers = [filled_with(value) for value in node.inputs if value is not None]
+        return len(numbers) == 2 and any(number == 0 for number in numbers if number is not None)
     return node.op_type in NAMED
 
 
 def _variable(node: ir.Node) -> ir.Value | None:
-    return next((v for v in node.inputs if v is not None and array(v) is None), None)
+    return next(iter(_variables(node)), None)
 
 
 def _of_one_variable(root: ir.Node) -> list[Span]:
@@ -129,6 +130,9 @@ def filled_with(value: ir.Value) -> NDArray[Any] | None:
     if contents is not None:
         uniform = contents.size > 0 and bool((contents == contents.flat[0]).all())
         return np.asarray(contents.flat[0]) if uniform else None
+    if producer is not None and producer.op_type == "ConstantOfShape":
+        given = producer.attributes.get("value")
+        return np.zeros((), np.float32) if given is None else given.as_tensor().numpy().reshape(())
     if producer is None or producer.op_type not in FILLED or producer.inputs[0] is None:
         return None
     number = filled_with(producer.inputs[0])
@@ -199,6 +203,8 @@ def _rectifies(values: NDArray[np.float64]) -> bool:
     if values.shape != probes.shape or not np.all(np.isfinite(values)):
         return False
     zero, above, high = values[3], values[4], values[5:]
+    if zero > 0 and (values[:4] == zero).all():
+        return False  # it keeps a divisor from zero
     up = np.all(abs(high / probes[5:] - 1) < 0.1) and abs(zero) <= 1e-6
     bent = values[2] != probes[2]  # at zero, unlike max(x, -1)
     slope = (zero - values[0]) / -probes[0]

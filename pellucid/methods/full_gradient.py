@@ -47,8 +47,9 @@ def full_grad(
     to each number of a tensor by itself is one layer: a bias, the BatchNorm and the activation
     behind it, and attention is one, from scores to mixed values.
 
-    Of functions whose implicit bias is not known (a product along an axis, a loop) the terms lack
-    what they add: `details["completeness_delta"]`, zero up to rounding for all others.
+    Of functions whose implicit bias is not known (a loop of unknown length, sampling at places
+    that follow from the image) the terms lack what they add: `details["completeness_delta"]`,
+    zero up to rounding for all others.
 
     Parameters
     ----------

@@ -142,7 +142,8 @@ def placement_of(
         )
     if name == "input":
         return plain
-    survey = _survey(model)
+    inside = apart and rank > 3 and not model.in_form(name)[1]  # its axes are not known
+    survey = _survey(model, inside)
     if survey is not None:
         tensor, to_own = model.in_form(name)
         found = survey.placement(tensor, apart=apart)
@@ -232,9 +233,12 @@ def _behind(count: int, grid: Sequence[int]) -> Placement:
 # ---- on the graph ---------------------------------------------------------------------------
 
 
-def _survey(model: Adapter) -> Survey | None:
-    """Return where everything lies, if the layers do not settle it and the graph can be read."""
-    if _settled(model):
+def _survey(model: Adapter, inside: bool = False) -> Survey | None:
+    """Return where everything lies, if the layers do not settle it and the graph can be read.
+
+    They never do for what lies inside of one.
+    """
+    if _settled(model) and not inside:
         return None
     try:
         return model.survey

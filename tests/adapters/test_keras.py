@@ -195,7 +195,14 @@ def _spellings(k):
         "hard swish": (lambda x: x * tf.nn.relu6(x + 3) / 6, F.hardswish),
         "clip": (lambda x: tf.clip_by_value(x, 0.0, 6.0), F.relu6),
         "clip by others": (lambda x: tf.maximum(tf.minimum(x, 2.0), 0.0), lambda z: z.clamp(0, 2)),
+        "function": (tf.function(lambda x: tf.maximum(x, 0.0)), F.relu),
+        "leaky function": (
+            tf.function(lambda x: tf.where(x > 0, x, 0.1 * x)),
+            lambda z: F.leaky_relu(z, 0.1),
+        ),
+        "where of old": (lambda x: tf.compat.v1.where(x > 0, x, zero(x)), F.relu),
         "softplus": (tf.math.softplus, None),
+        "kept from zero": (lambda x: tf.maximum(x, 1e-12), None),
         "magnitude": (tf.abs, None),
         "around zero": (lambda x: tf.clip_by_value(x, -1.0, 1.0), None),
         "sum with something else": (lambda x: (x + tf.abs(x[:, ::-1])) / 2, None),
@@ -491,3 +498,22 @@ def test_grouped_convolutions_and_functions_of_tensorflow_have_a_layer_graph(k):
         scale = one.attribution.max()
         np.testing.assert_allclose(other.attribution, one.attribution, atol=1e-5 * scale)
     assert tf.config.functions_run_eagerly() == eagerly
+
+
+@FAMILIES
+def test_a_branch_that_takes_layers_from_outside_has_a_layer_graph(k):
+    class Choosing(k.layers.Layer):
+        def call(self, x):
+            return tf.cond(tf.reduce_sum(x) > -1e9, lambda: tf.nn.relu(x), lambda: x)
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    inputs = k.layers.Input((8, 8, 3))
+    x = Choosing()(k.layers.Conv2D(4, 3)(inputs))
+    network = k.Model(inputs, k.layers.Dense(3)(k.layers.GlobalAveragePooling2D()(x)))
+    x = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
+    native, onnx = (pellucid.explain(network, x, "saliency", engine=e) for e in ("native", "onnx"))
+    for one, other in zip(native, onnx, strict=True):
+        scale = one.attribution.max()
+        np.testing.assert_allclose(other.attribution, one.attribution, atol=1e-5 * scale)

@@ -20,6 +20,7 @@ CONSTANTS = {
     "three": np.asarray(3.0), "six": np.asarray(6.0), "root": np.asarray(np.sqrt(2.0)),
     "two": np.asarray(2.0), "slope": np.asarray(0.2), "slopes": np.full((3, 1), 0.2),
     "cube": np.asarray(0.044715), "c": np.asarray(np.sqrt(2 / np.pi)), "minus": np.asarray(-1.0),
+    "tiny": np.asarray(1e-12),
 }  # fmt: skip
 
 SPELLINGS: dict[str, tuple[list[onnx.NodeProto], Callable[[torch.Tensor], torch.Tensor]]] = {
@@ -82,6 +83,10 @@ SPELLINGS: dict[str, tuple[list[onnx.NodeProto], Callable[[torch.Tensor], torch.
     "zeros of its shape": (
         [N("Shape", ["h"], ["n"]), N("Expand", ["zero", "n"], ["z"]),
          N("Greater", ["h", "z"], ["b"]), N("Where", ["b", "h", "z"], ["y"])],
+        F.relu,
+    ),
+    "a maximum with zeros of its shape": (
+        [N("Shape", ["h"], ["n"]), N("ConstantOfShape", ["n"], ["z"]), N("Max", ["z", "h"], ["y"])],
         F.relu,
     ),
     "leaky": ([N("LeakyRelu", ["h"], ["y"], alpha=0.2)], lambda x: F.leaky_relu(x, 0.2)),
@@ -158,6 +163,7 @@ OTHERS: dict[str, list[onnx.NodeProto]] = {
     "double": [N("Add", ["h", "h"], ["y"])],
     "clip around zero": [N("Clip", ["h", "minus", "one"], ["y"])],
     "cut below": [N("Add", ["h", "zero"], ["s"]), N("Max", ["s", "minus"], ["y"])],
+    "kept from zero": [N("Add", ["h", "zero"], ["s"]), N("Max", ["s", "tiny"], ["y"])],
     "residual": [N("Sin", ["h"], ["s"]), N("Add", ["h", "s"], ["y"])],
     "gate": [
         N("ReduceMean", ["h"], ["m"]),

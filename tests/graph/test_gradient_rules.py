@@ -354,3 +354,23 @@ def test_determinant(size: int) -> None:
     node, x = helper.make_node("Det", ["x"], ["y"]), normal(2, 3, size, size)
     x[0, 0, -1] = x[0, 0, 0]  # a singular one
     check_by_differences([node], {"x": x}, dynamic=(0,))
+
+
+@pytest.mark.parametrize("parts", [1, 2], ids=["real", "complex"])
+@pytest.mark.parametrize("length", [None, 4, 7], ids=["as long", "cut", "filled"])
+@pytest.mark.parametrize("kind", [{}, {"inverse": 1}, {"onesided": 1}], ids=str)
+@pytest.mark.parametrize("opset", [18, 20])
+def test_fourier_transform(parts: int, length: int | None, kind: dict, opset: int) -> None:
+    if parts == 2 and "onesided" in kind:
+        pytest.skip("half a spectrum is of real numbers")
+    constants = {} if length is None else {"length": np.asarray(length)}
+    operands, attributes = ["x", *constants], dict(kind)
+    if opset < 20:
+        attributes["axis"] = 1
+    else:
+        operands = ["x", "length" if constants else "", "axis"]
+        constants["axis"] = np.asarray(1)
+    node = helper.make_node("DFT", operands, ["y"], **attributes)
+    check_by_differences(
+        [node], {"x": normal(2, 6, 3, parts)}, constants, opset=opset, dynamic=(0,)
+    )

@@ -1,4 +1,4 @@
-"""Layer normalisation is found in whichever way it is spelled, and nothing else is taken for it."""
+"""Normalisation is found in whichever way it is spelled, and nothing else is taken for it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 import onnx.parser
 import pytest
 
-from pellucid.graph.normalizing import name_layer_norms
+from pellucid.graph.gradient import path
+from pellucid.graph.normalizing import find_norms
 from pellucid.graph.prepare import prepare
 from pellucid.graph.runtime import session
 
@@ -16,9 +17,13 @@ CONSTANTS = {
     "float minus": (-1,), "float four": (4,), "int64[1] last": (-1,), "int64[2] lasts": (1, 2),
     "int64[1] first": (1,), "int64[1] tokens": (-1,), "int64[4] picture": (1, -1, 4, 1),
     "int64[3] others": (0, 2, 3), "int64[1] flat": (0,), "int64[1] channels": (4,),
+    "int64[4] pairs": (0, 6, 2, 2), "int64[2] within": (1, 3), "int64[3] grouped": (0, 2, -1),
+    "float[2] ones": (1, 1), "float[2] zeros": (0, 0), "float little": (1e-12,),
+    "float much": (1e12,), "float three": (3,),
 }  # fmt: skip
 TAIL = "t = Mul(n, s) y = Add(t, b)"
 CENTRED = "m = ReduceMean <keepdims=1> (x, last) d = Sub(x, m) "
+SQUARES = "q = Mul(x, x) v = ReduceMean <keepdims=1> (q, last) a = Add(v, e) r = Sqrt(a) "
 SPELLINGS = {
     "by a quotient": CENTRED + "q = Pow(d, two) v = ReduceMean <keepdims=1> (q, last) "
     "a = Add(v, e) r = Sqrt(a) n = Div(d, r) " + TAIL,
@@ -42,13 +47,51 @@ SPELLINGS = {
     "a = Add(v, e) r = Sqrt(a) o = Div(d, r) n = Mul(o, minus) " + TAIL,
     "without scale": CENTRED + "q = Mul(d, d) v = ReduceMean <keepdims=1> (q, last) "
     "a = Add(v, e) r = Sqrt(a) y = Div(d, r)",
+    "of the channels of tokens": SQUARES.replace("last", "first") + "n = Div(x, r) " + TAIL,
+    "of instances": CENTRED.replace("last", "first") + "q = Mul(d, d) "
+    "v = ReduceMean <keepdims=1> (q, first) a = Add(v, e) r = Sqrt(a) n = Div(d, r) " + TAIL,
+    "of groups": """
+        z = Shape(x) f = Reshape(x, pairs) m = ReduceMean <keepdims=1> (f, within)
+        d = Sub(f, m) q = Mul(d, d) v = ReduceMean <keepdims=1> (q, within) a = Add(v, e)
+        r = Sqrt(a) i = Div(d, r) n = Reshape(i, z) """ + TAIL,
+    "of groups, by instances": """
+        z = Shape(x) tt = Transpose <perm = [0, 2, 1]> (x) f = Reshape(tt, grouped)
+        i = InstanceNormalization <epsilon = 0.001> (f, ones, zeros) tz = Shape(tt)
+        u = Reshape(i, tz) n = Transpose <perm = [0, 2, 1]> (u) """ + TAIL,
+    "root mean square": SQUARES + "n = Div(x, r) " + TAIL,
+    "LLaMA": "q = Pow(x, two) v = ReduceMean <keepdims=1> (q, last) a = Add(v, e) r = Sqrt(a) "
+    "i = Reciprocal(r) n = Mul(x, i) " + TAIL,
+    "Keras, by the deviation": CENTRED + "q = Mul(d, d) v = ReduceMean <keepdims=1> (q, last) "
+    "a = Add(v, e) r = Sqrt(a) i = Reciprocal(r) n = Mul(x, i) " + TAIL,
+    "unit length": "k = ReduceL2 <keepdims=1> (x, last) c = Clip(k, little) n = Div(x, c) " + TAIL,
+    "unit length, Keras": "q = Mul(x, x) k = ReduceSum <keepdims=1> (q, last) r = Sqrt(k) "
+    "i = Reciprocal(r) c = Min(i, much) n = Mul(x, c) " + TAIL,
+    "epsilon beside the deviation": CENTRED + "q = Mul(d, d) "
+    "v = ReduceMean <keepdims=1> (q, last) a = Sqrt(v) r = Add(a, e) n = Div(d, r) " + TAIL,
+    "the mean of all but one": CENTRED + "q = Mul(d, d) u = ReduceSum <keepdims=1> (q, last) "
+    "v = Div(u, three) a = Add(v, e) r = Sqrt(a) n = Div(d, r) " + TAIL,
     "of two axes": "m = ReduceMean <keepdims=1> (x, lasts) d = Sub(x, m) q = Mul(d, d) "
     "v = ReduceMean <keepdims=1> (q, lasts) a = Add(v, e) r = Sqrt(a) n = Div(d, r) " + TAIL,
 }  # fmt: skip
+PAIRS = (1, None, 2)
+KINDS = {  # numbers together along each axis, whether the mean is taken off, and in the deviation
+    "of the channels of tokens": ((1, None, 1), False, False),
+    "of instances": ((1, None, 1), True, True),
+    "of groups": (PAIRS, True, True),
+    "of groups, by instances": (PAIRS, True, True),
+    "root mean square": ((1, 1, None), False, False),
+    "LLaMA": ((1, 1, None), False, False),
+    "Keras, by the deviation": ((1, 1, None), False, True),
+    "unit length": ((1, 1, None), False, False),
+    "unit length, Keras": ((1, 1, None), False, False),
+    "of two axes": ((1, None, None), True, True),
+}
+EPSILONS = {"unit length": 0, "unit length, Keras": 0, "the mean of all but one": 0.75e-3}
+FACTORS = {"unit length": 0.5, "unit length, Keras": 0.5, "the mean of all but one": 0.75**0.5}
 OTHERS = {
-    "over tokens": SPELLINGS["by a quotient"].replace("last", "first"),
-    "root mean square": "q = Mul(x, x) v = ReduceMean <keepdims=1> (q, last) a = Add(v, e) "
-    "r = Sqrt(a) n = Div(x, r) " + TAIL,
+    "by the sum": "m = ReduceSum <keepdims=1> (x, last) n = Div(x, m) " + TAIL,
+    "of one image by another": "q = Mul(x, x) v = ReduceMean <keepdims=1> (q, flat) "
+    "a = Add(v, e) r = Sqrt(a) n = Div(x, r) " + TAIL,
     "only centred": CENTRED + "n = Identity(d) " + TAIL,
     "of the magnitude": CENTRED + "q = Abs(d) v = ReduceMean <keepdims=1> (q, last) "
     "a = Add(v, e) n = Div(d, a) " + TAIL,
@@ -67,65 +110,84 @@ def model(body, batch="N"):
     """)
 
 
-def answers(graph, x):
-    found = session(onnx.load_from_string(graph.SerializeToString())).run(None, {"given": x})
-    return found[0]
+def found(body, named=(), batch="N"):
+    graph = prepare(model(body, batch)).graph
+    values = {value.name: value for node in graph for value in node.outputs}
+    nodes, _ = path(graph, graph.outputs, graph.inputs)
+    spelled = find_norms(nodes, graph, {values[name] for name in named})
+    return {root.outputs[0].name: one for root, one in spelled.items()}
 
 
-def rewritten(body, named=(), batch="N"):
-    import onnx_ir as ir
+def by_definition(spelled, x):
+    """Normalise block by block, as slowly as it is defined."""
+    norm, y = spelled.norm, np.empty_like(x)
+    scale, bias = (
+        np.broadcast_to(one, x.shape)
+        for one in (norm.scale, 0 if spelled.bias is None else spelled.bias)
+    )
+    blocks = [block or size for block, size in zip(norm.blocks, x.shape, strict=True)]
+    for first in np.ndindex(*(size // block for size, block in zip(x.shape, blocks, strict=True))):
+        at = tuple(slice(i * b, (i + 1) * b) for i, b in zip(first, blocks, strict=True))
+        part = x[at]
+        away = part - part.mean() if norm.about_mean else part
+        deviation = np.sqrt((away**2).mean() + norm.epsilon) + norm.beside
+        y[at] = scale[at] * (part - part.mean() * norm.centred) / deviation + bias[at]
+    return y
 
-    graph = prepare(model(body, batch))
-    name_layer_norms(graph, set(named))
-    return graph, ir.to_proto(graph)
+
+def answers(body, x, batch="N"):
+    graph = onnx.load_from_string(model(body, batch).SerializeToString())
+    graph.graph.output[0].name = graph.graph.node[-1].input[0]
+    del graph.graph.node[-1]
+    return session(graph).run(None, {"given": x})[0]
 
 
 X = 3 * np.random.default_rng(1).standard_normal((2, 6, 4)).astype(np.float32)
 
 
+def kind(spelled):
+    norm = spelled.norm
+    return norm.blocks, norm.centred, norm.about_mean
+
+
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_one_operator_is_left_and_answers_the_same(spelling):
-    _, proto = rewritten(SPELLINGS[spelling])
-    assert [node.op_type for node in proto.graph.node] == ["Tanh", "LayerNormalization", "Tanh"]
-    np.testing.assert_allclose(answers(proto, X), answers(model(SPELLINGS[spelling]), X), atol=3e-6)
-    (_, norm, _) = proto.graph.node
-    assert norm.output[0] == "y"
-    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in norm.attribute}
-    assert attributes["epsilon"] == pytest.approx(1e-3)
-    assert attributes["axis"] == (-2 if spelling == "of two axes" else -1)
-    constants = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
-    sign = {"the negative": -1.0}.get(spelling, 1.0)
-    if spelling != "without scale":
-        expected = np.broadcast_to(sign * np.asarray(SCALE), constants[norm.input[1]].shape)
-        np.testing.assert_allclose(constants[norm.input[1]], expected, rtol=1e-5)
+def test_one_is_found_and_answers_the_same(spelling):
+    spelled = found(SPELLINGS[spelling])
+    assert list(spelled) == ["y"]
+    expected = KINDS.get(spelling, ((1, 1, None), True, True))
+    assert kind(spelled["y"]) == expected
+    assert spelled["y"].norm.epsilon + spelled["y"].norm.beside == pytest.approx(
+        EPSILONS.get(spelling, 1e-3)
+    )
+    sign = {"the negative": -1.0, "without scale": None}.get(spelling, 1.0)
+    if sign is not None:
+        scale = np.broadcast_to(sign * np.asarray(SCALE), spelled["y"].norm.scale.shape)
+        share = FACTORS.get(spelling, 1.0)
+        np.testing.assert_allclose(spelled["y"].norm.scale, share * scale, rtol=1e-5)
+    right = answers(SPELLINGS[spelling], X)
+    np.testing.assert_allclose(by_definition(spelled["y"], np.tanh(X)), right, atol=3e-6)
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_what_is_none_stays(other):
-    graph, _ = rewritten(OTHERS[other])
-    assert not any(node.op_type == "LayerNormalization" for node in graph.graph)
+def test_what_is_none_is_not_found(other):
+    assert not found(OTHERS[other])
 
 
-def test_a_tensor_that_is_asked_for_keeps_its_way_to_the_outputs():
+def test_a_tensor_that_is_asked_for_is_inside_of_none():
     body = SPELLINGS["by a quotient"]
-    graph, _ = rewritten(body, ["n"])  # what follows it is scale and shift
-    kinds = [node.op_type for node in graph.graph]
-    assert kinds == ["Tanh", "LayerNormalization", "Mul", "Add", "Tanh"]
-    graph, _ = rewritten(body, ["v"])
-    assert not any(node.op_type == "LayerNormalization" for node in graph.graph)
+    assert list(found(body, ["n"])) == ["n"]  # what follows it is scale and shift
+    assert not found(body, ["v"])
 
 
-def test_a_fixed_batch_of_one_has_rows_enough():
+def test_a_fixed_batch_of_one_is_drawn_often_enough():
     body = SPELLINGS["Keras"]
-    _, proto = rewritten(body, batch="1")
-    assert [node.op_type for node in proto.graph.node] == ["Tanh", "LayerNormalization", "Tanh"]
-    np.testing.assert_allclose(answers(proto, X[:1]), answers(model(body, "1"), X[:1]), atol=3e-6)
+    spelled = found(body, batch="1")
+    right = answers(body, X[:1], "1")
+    np.testing.assert_allclose(by_definition(spelled["y"], np.tanh(X[:1])), right, atol=3e-6)
 
 
 def test_two_after_the_other_are_two():
     body = SPELLINGS["Keras"].replace("y = Add(y1, y3)", "o = Add(y1, y3)")
     second = "mm = ReduceMean <keepdims=1> (o, last) dd = Sub(o, mm) qq = Mul(dd, dd) "
     second += "vv = ReduceMean <keepdims=1> (qq, last) aa = Add(vv, e) rr = Sqrt(aa) "
-    _, proto = rewritten(body + " " + second + "y = Div(dd, rr)")
-    kinds = [node.op_type for node in proto.graph.node]
-    assert kinds == ["Tanh", "LayerNormalization", "LayerNormalization", "Tanh"]
+    assert list(found(body + " " + second + "y = Div(dd, rr)")) == ["o", "y"]

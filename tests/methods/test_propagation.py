@@ -380,6 +380,67 @@ def test_lrp_takes_the_deviation_of_a_normalisation_for_a_constant(norm):
     np.testing.assert_allclose(found, gradient * x, rtol=1e-4, atol=1e-6)
 
 
+SAMPLED = """
+    n = Shape <start = 0, end = 1> (c) size = Concat <axis = 0> (n, grid)
+    all = Expand (places, size) f = GridSample (c, all)"""
+FILTERED = """
+    u = Unsqueeze (c, last) q = DFT (u, , axis) p = Mul (q, filter)
+    b = DFT <inverse = 1> (p, , axis) s = Slice (b, zero, one, last) f = Squeeze (s, last)"""
+WHOLE = {
+    "LRN": "f = LRN <size = 3, alpha = 0.5, beta = 0.7, bias = 2.0> (c)",
+    "GridSample": SAMPLED,
+    "DFT": FILTERED,
+}
+
+
+def whole(body):
+    """A network without biases around one function of pictures."""
+    import onnx.parser
+
+    rng = np.random.default_rng(4)
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 20]>
+        graph (float[N,3,4,4] x) => (float[N,3] y)
+            <int64[1] last = {{-1}}, int64 axis = {{2}}, int64[1] zero = {{0}},
+             int64[1] one = {{1}}, int64[1] two = {{2}},
+             int64[3] grid = {{4, 4, 2}}>
+        {{ c = Conv (x, w) {body} r = Relu (f) t = Flatten (r) y = MatMul (t, d) }}
+    """)
+    for name, array in (
+        ("w", rng.standard_normal((3, 3, 1, 1))),
+        ("d", rng.standard_normal((48, 3))),
+        ("places", rng.uniform(-1, 1, (1, 4, 4, 2))),
+        ("filter", rng.standard_normal((4, 1, 2))),
+    ):
+        tensor = onnx.numpy_helper.from_array(array.astype(np.float32), name)
+        model.graph.initializer.append(tensor)
+    return OnnxAdapter(model), rng.standard_normal((2, 3, 4, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_pictures_that_are_sampled_filtered_or_normalised_locally_keep_all_relevance(name):
+    model, x = whole(WHOLE[name])
+    objective = Objective(model, [1, 2])
+    found = deep_lift(model, x, objective, baseline="blurred")
+    size = np.abs(found).sum()
+    assert np.abs(objective.details["convergence_delta"]).max() <= 1e-5 * size
+    found = lrp(model, x, objective, rule="epsilon")
+    sums = found.reshape(2, -1).sum(axis=1)
+    np.testing.assert_allclose(sums, objective.scores, atol=2e-5 * np.abs(found).sum())
+
+
+def test_places_that_follow_from_the_image_are_constants_of_lrp_and_refused_by_deeplift():
+    body = "v = Slice (c, zero, two, one) g = Transpose <perm = [0, 2, 3, 1]> (v) "
+    body += "f = GridSample (c, g)"
+    model, x = whole(body)
+    objective = Objective(model, 1)
+    with pytest.raises(UnsupportedError, match="places that follow from the image"):
+        deep_lift(model, x, objective)
+    found = lrp(model, x, objective, rule="epsilon")
+    sums = found.reshape(2, -1).sum(axis=1)
+    np.testing.assert_allclose(sums, objective.scores, atol=2e-5 * np.abs(found).sum())
+
+
 def test_what_has_no_rule_is_refused_by_name():
     class Odd(nn.Module):
         def forward(self, x):

@@ -33,7 +33,14 @@ from pellucid.adapters.base import (
     numbered,
 )
 from pellucid.adapters.keras.program import Program
-from pellucid.adapters.keras.trace import Recorder, Trace, channels_first, trace
+from pellucid.adapters.keras.trace import (
+    Recorder,
+    Trace,
+    channels_first,
+    functions_inlined,
+    has_open_functions,
+    trace,
+)
 from pellucid.errors import InputError, UnsupportedError, first_line
 from pellucid.graph.form import OnnxForm
 
@@ -229,7 +236,11 @@ class KerasAdapter(Adapter):
     def _trace(self, own_shapes: tuple[tuple[int, ...], ...]) -> Trace:
         with self._lock:
             if own_shapes not in self._traces:
-                self._traces[own_shapes] = self._traced(self._specs(own_shapes))
+                traced = self._traced(self._specs(own_shapes))
+                if has_open_functions(traced.graph):  # no rule would hold in there
+                    with functions_inlined():
+                        traced = self._traced(self._specs(own_shapes))
+                self._traces[own_shapes] = traced
             return self._traces[own_shapes]
 
     def _specs(self, own_shapes: Sequence[tuple[int, ...]]) -> list[Any]:
@@ -276,11 +287,7 @@ class KerasAdapter(Adapter):
         return (*super().form_key, str(self._described_shapes), installed("tf2onnx"))
 
     def _export(self) -> OnnxForm:
-        from pellucid.adapters.keras.export import (
-            MarkingRecorder,
-            export_trace,
-            functions_inlined,
-        )
+        from pellucid.adapters.keras.export import MarkingRecorder, export_trace
 
         family = sys.modules[self._family]
         recorder = MarkingRecorder(family.Model, self._renamed)

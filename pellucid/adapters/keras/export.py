@@ -25,7 +25,7 @@ from pellucid.graph.form import Call, OnnxForm, PortForm
 from pellucid.graph.kinds import kind_of
 from pellucid.graph.marking import finished_form
 
-__all__ = ["MarkingRecorder", "export_trace", "frozen_to_onnx", "functions_inlined"]
+__all__ = ["MarkingRecorder", "export_trace", "frozen_to_onnx"]
 
 _OPSET = 18
 _DOMAIN = "pellucid"
@@ -79,20 +79,6 @@ class MarkingRecorder(Recorder):
         if mask is not None:
             mark._keras_mask = mask
         return mark
-
-
-@contextlib.contextmanager
-def functions_inlined() -> Iterator[None]:
-    """Trace into every `tf.function`; calls of one, as Keras convolves groups, would stay shut.
-
-    What is traced so need not run: some of these functions are there to be compiled by XLA.
-    """
-    before = tf.config.functions_run_eagerly()
-    tf.config.run_functions_eagerly(True)
-    try:
-        yield
-    finally:
-        tf.config.run_functions_eagerly(before)
 
 
 def export_trace(

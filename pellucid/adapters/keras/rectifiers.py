@@ -39,6 +39,7 @@ _ELEMENTWISE = _NAMED | frozenset((
     "SelectV2", "Sigmoid", "Sign", "Softplus", "Softsign", "Sqrt", "Square", "SquaredDifference",
     "StopGradient", "Sub", "Tanh",
 ))  # fmt: skip
+_RAW_NAMES = {"Select": {"t": "x", "e": "y"}}  # of operands, where they differ from the graph's
 _FARTHEST = 8  # tensors back to which a curve is known
 _ATTRIBUTE = "_gradient_op_type"
 _registered: dict[str, str] = {}
@@ -154,7 +155,9 @@ def _done(op: Any, operands: list[Any]) -> Any:
     """Do the same operation on other operands."""
     inputs = op.op_def.input_arg
     inferred = {argument.type_attr for argument in inputs}
-    given = {argument.name: operand for argument, operand in zip(inputs, operands, strict=True)}
+    raw = _RAW_NAMES.get(op.type, {})
+    names = [raw.get(argument.name, argument.name) for argument in inputs]
+    given = dict(zip(names, operands, strict=True))
     given |= {a.name: op.get_attr(a.name) for a in op.op_def.attr if a.name not in inferred}
     return getattr(tf.raw_ops, op.type)(**given).numpy()
 

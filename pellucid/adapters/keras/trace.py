@@ -21,10 +21,18 @@ import tensorflow as tf
 from pellucid.adapters.base import Layer, Layout, numbered
 from pellucid.graph.kinds import kind_of, layout_of
 
-__all__ = ["Recorder", "Trace", "channels_first", "trace"]
+__all__ = [
+    "Recorder",
+    "Trace",
+    "channels_first",
+    "functions_inlined",
+    "has_open_functions",
+    "trace",
+]
 
 _RESERVED = re.compile(r"^(input|output|logits)(:\d+)?$")
 _NO_OPS = frozenset(("Identity", "Cast", "Reshape", "Squeeze", "StopGradient", "PreventGradient"))
+_CALLS = frozenset(("PartitionedCall", "StatefulPartitionedCall"))
 _ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid", "LogSoftmax": "log_softmax"}
 
 
@@ -81,6 +89,33 @@ def trace(
 
     function = tf.compat.v1.wrap_function(forward, list(specs))
     return _named(function, recorder, results, data_format)
+
+
+@contextmanager
+def functions_inlined() -> Iterator[None]:
+    """Trace into every `tf.function`, whose calls stay shut otherwise.
+
+    What is traced so need not run: with some, Keras convolves groups, compiled by XLA.
+    """
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
+
+
+def has_open_functions(graph: Any) -> bool:
+    """Whether a graph calls functions, all of which run without being compiled."""
+    calls = [op for op in graph.get_operations() if op.type in _CALLS]
+    return bool(calls) and not any(_is_compiled(op) for op in calls)
+
+
+def _is_compiled(op: Any) -> bool:
+    try:
+        return bool(op.get_attr("_XlaMustCompile"))
+    except ValueError:
+        return False
 
 
 @dataclass

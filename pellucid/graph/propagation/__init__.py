@@ -23,10 +23,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from pellucid.graph.merging import merge_affine
-from pellucid.graph.normalizing import name_layer_norms
-from pellucid.graph.propagation.deeplift import RULES_OF_DEEPLIFT, rescale
-from pellucid.graph.propagation.lrp import RULES_OF_LRP, passed_on
+from pellucid.graph.propagation.deeplift import RULES_OF_DEEPLIFT, norm_between, rescale
+from pellucid.graph.propagation.lrp import RULES_OF_LRP, constant_deviation, passed_on
+from pellucid.graph.propagation.shared import NormRule
 from pellucid.graph.rules.table import Rule
 
 __all__ = ["PROPAGATIONS", "Propagation"]
@@ -40,21 +39,20 @@ class Propagation:
     ----------
     rules : by operator, like `pellucid.graph.rules.RULES`.
     unit : the rule of a function of one number, from (tape, x, y, g).
-    rewrite : what is done to the graph first; the named tensors must keep their values.
+    norm : the rule of a normalisation that is spelled out.
+    merges : whether layers take in what scales and shifts their channels first.
     """
 
     rules: Mapping[str, Rule]
     unit: Callable[..., ir.Value]
-    rewrite: Callable[[ir.Model, set[str]], None]
-
-
-def _as_layers(model: ir.Model, named: set[str]) -> None:
-    """Write normalisations as one operator, and merge what scales and shifts a layer's channels."""
-    name_layer_norms(model, named)
-    merge_affine(model, named)
+    norm: NormRule
+    merges: bool
 
 
 PROPAGATIONS: dict[str, Propagation] = {
-    "deeplift": Propagation(RULES_OF_DEEPLIFT, rescale, name_layer_norms),
-    **{name: Propagation(rules, passed_on, _as_layers) for name, rules in RULES_OF_LRP.items()},
+    "deeplift": Propagation(RULES_OF_DEEPLIFT, rescale, norm_between, merges=False),
+    **{
+        name: Propagation(rules, passed_on, constant_deviation, merges=True)
+        for name, rules in RULES_OF_LRP.items()
+    },
 }

@@ -9,9 +9,7 @@ import onnx_ir as ir
 from pellucid.errors import UnsupportedError
 from pellucid.graph.propagation.shared import (
     MAXIMA,
-    NORMALISATIONS,
     activations,
-    by_scale,
     derivative,
     like,
     of_one_number,
@@ -19,12 +17,13 @@ from pellucid.graph.propagation.shared import (
     table_of,
     typed,
 )
+from pellucid.graph.rules.normalization import Norm, local_response, over_channels
 from pellucid.graph.rules.rectifier import operand, output
 from pellucid.graph.rules.reduction import kept
 from pellucid.graph.rules.table import Cotangents, float_attr, int_attr
 from pellucid.graph.tape import Tape, label
 
-__all__ = ["RULES_OF_DEEPLIFT", "rescale"]
+__all__ = ["RULES_OF_DEEPLIFT", "norm_between", "rescale"]
 
 
 def _other(t: Tape, value: ir.Value) -> ir.Value:
@@ -118,22 +117,35 @@ def _softmax(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     return (quotient(t, t.Mul(along_e, _delta(t, e)), _delta(t, x), t.Mul(along_e, e)),)
 
 
-def _norm(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
-    # y = d r scale + bias, d = x - mean(x), r = (mean(d^2) + eps)^(-1/2)
-    x, gs, axes = by_scale(t, node, g)
-    d = typed(t.Sub(x, t.ReduceMean(x, axes, keepdims=1)), x)
-    variance = t.ReduceMean(t.Mul(d, d), axes, keepdims=1)
-    r = t.Reciprocal(t.Sqrt(t.Add(variance, float_attr(node, "epsilon", 1e-5))))
-    middle = _middle(t, d)
-    along_r = t.ReduceSum(t.Mul(gs, middle), axes, keepdims=1)
-    exact = t.Mul(t.Mul(along_r, -0.5), t.Mul(r, t.Mul(r, r)))
-    along_variance = quotient(t, t.Mul(along_r, _delta(t, r)), _delta(t, variance), exact)
-    count = t.Cast(t.ReduceProd(t.Concat(*(t.size(x, a) for a in axes), axis=0), keepdims=1),
-                   to=int(t.dtype))  # fmt: skip
-    through = t.Mul(t.Div(t.Mul(along_variance, 2.0), count), middle)
-    along_d = t.Add(t.Mul(gs, _middle(t, r)), through)
-    along = t.Sub(along_d, t.ReduceMean(along_d, axes, keepdims=1))
-    return (t.reshape_like(along, operand(node)) if x is not operand(node) else along,)
+def norm_between(t: Tape, norm: Norm, g: ir.Value) -> ir.Value:
+    """Carry a multiplier through a normalisation, y = u r: a product, and r of one number."""
+    s, gs = norm.statistics(t), norm.folded(t, norm.scaled(t, g))
+    along_r = norm.mean(t, t.Mul(gs, _middle(t, s.u)))  # of each number
+    exact = t.Mul(t.Mul(along_r, -0.5), t.Div(t.Mul(s.r, s.r), s.root))
+    along_variance = quotient(t, t.Mul(along_r, _delta(t, s.r)), _delta(t, s.variance), exact)
+    through = t.Mul(t.Mul(along_variance, 2.0), _middle(t, s.d))
+    return norm.unfolded(t, norm.level(t, t.Add(t.Mul(gs, _middle(t, s.r)), through)))
+
+
+def _local_norm(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    # y = x r, r = s^-beta, s grows with the mean of x^2 over neighbouring channels
+    x, n = operand(node), int_attr(node, "size", 1)
+    s, beta = local_response(t, node), float_attr(node, "beta", 0.75)
+    r, along_r = typed(t.Pow(s, -beta), x), t.Mul(g, _middle(t, x))
+    exact = t.Mul(along_r, t.Mul(t.Div(r, s), -beta))
+    along_s = quotient(t, t.Mul(along_r, _delta(t, r)), _delta(t, typed(s, x)), exact)
+    squares = over_channels(t, x, along_s, n // 2, (n - 1) // 2)
+    through = t.Mul(t.Mul(squares, 2 * float_attr(node, "alpha", 1e-4)), _middle(t, x))
+    return (t.Add(t.Mul(g, _middle(t, r)), through),)
+
+
+def _sample(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    if operand(node, 1) in t.wanted:
+        raise UnsupportedError(
+            f"DeepLIFT has no rule for {label(node)} at places that follow from the image. "
+            "Explain the network with integrated-gradients."
+        )
+    return derivative(t, node, g)
 
 
 _UNARY = of_one_number("DeepLIFT", rescale)
@@ -177,8 +189,9 @@ RULES_OF_DEEPLIFT = table_of(
     "DeepLIFT",
     {
         "Mul": _product, "Div": _division, "MatMul": _matrix_product, "Einsum": _matrix_product,
-        "Softmax": _softmax, "ReduceL2": _length, **dict.fromkeys(NORMALISATIONS, _norm),
+        "Softmax": _softmax, "ReduceL2": _length, "LRN": _local_norm, "GridSample": _sample,
         **dict.fromkeys(("Max", "Min"), _larger_or_smaller), **dict.fromkeys(MAXIMA, _maximum),
     },
     rescale,
+    norm_between,
 )  # fmt: skip

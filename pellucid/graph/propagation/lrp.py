@@ -10,9 +10,7 @@ import onnx_ir as ir
 from pellucid.errors import UnsupportedError
 from pellucid.graph.propagation.shared import (
     MAXIMA,
-    NORMALISATIONS,
     activations,
-    by_scale,
     derivative,
     like,
     quotient,
@@ -20,11 +18,12 @@ from pellucid.graph.propagation.shared import (
     typed,
 )
 from pellucid.graph.rules import RULES
+from pellucid.graph.rules.normalization import Norm, local_response
 from pellucid.graph.rules.rectifier import operand, output
 from pellucid.graph.rules.table import Cotangents, Rule, float_attr
 from pellucid.graph.tape import BACKWARD, Tape, array, label
 
-__all__ = ["RULES_OF_LRP", "passed_on"]
+__all__ = ["RULES_OF_LRP", "constant_deviation", "passed_on"]
 
 _EPSILON = 1e-9
 _GAMMA = 0.25
@@ -210,18 +209,24 @@ def _gate(value: ir.Value) -> int:
     return 0 if producer is None else _GATES.get(producer.op_type, 0)
 
 
-def _constant_deviation(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+def constant_deviation(t: Tape, norm: Norm, g: ir.Value) -> ir.Value:
     """A normalisation with its deviation as a constant."""
-    x, gs, axes = by_scale(t, node, g)
-    d = t.Sub(x, t.ReduceMean(x, axes, keepdims=1))
-    variance = t.ReduceMean(t.Mul(d, d), axes, keepdims=1)
-    spread = t.Div(gs, t.Sqrt(t.Add(variance, float_attr(node, "epsilon", 1e-5))))
-    along = t.Sub(spread, t.ReduceMean(spread, axes, keepdims=1))
-    return (t.reshape_like(along, operand(node)) if x is not operand(node) else along,)
+    gs = norm.folded(t, norm.scaled(t, g))
+    return norm.unfolded(t, norm.level(t, t.Mul(gs, norm.statistics(t).r)))
 
 
 def _constant_divisor(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     return (derivative(t, node, g)[0], None)
+
+
+def _constant_places(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    """A sample of a picture, with the places as constants."""
+    return (derivative(t, node, g)[0] if operand(node) in t.wanted else None, None)
+
+
+def _constant_response(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    """LRN, with what it divides by as a constant."""
+    return (t.Mul(g, t.Pow(local_response(t, node), -float_attr(node, "beta", 0.75))),)
 
 
 def _nothing(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
@@ -234,12 +239,12 @@ _CONVOLUTIONS, _DENSE = ("Conv", "ConvTranspose"), ("Gemm", "MatMul")
 def _table(convolution: Rule, dense: Rule, total: Rule = derivative) -> dict[str, Rule]:
     own: dict[str, Rule] = {
         "Mul": _gated, "Einsum": _gated, "Div": _constant_divisor, "Softmax": _nothing,
-        **dict.fromkeys(NORMALISATIONS, _constant_deviation),
+        "GridSample": _constant_places, "LRN": _constant_response,
         **{op: RULES[op] for op in (*MAXIMA, "Max", "Min", "TopK")},
         **dict.fromkeys(_CONVOLUTIONS, convolution), **dict.fromkeys(_DENSE, dense),
         **dict.fromkeys(("Add", "Sub", "Sum"), total),
     }  # fmt: skip
-    return table_of("LRP", own, passed_on)
+    return table_of("LRP", own, passed_on, constant_deviation)
 
 
 RULES_OF_LRP = {

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import onnx_ir as ir
 
 from pellucid.errors import UnsupportedError
 from pellucid.graph.rules import RULES
-from pellucid.graph.rules.normalization import group_scaled
-from pellucid.graph.rules.rectifier import operand, output
-from pellucid.graph.rules.table import Cotangents, Rule, int_attr
+from pellucid.graph.rules.normalization import Norm, norm_of
+from pellucid.graph.rules.rectifier import output
+from pellucid.graph.rules.table import Cotangents, Rule
 from pellucid.graph.tape import Tape, label
 
-NORMALISATIONS = ("GroupNormalization", "InstanceNormalization", "LayerNormalization")
+NORMALISATIONS = (
+    "GroupNormalization", "InstanceNormalization", "LayerNormalization",
+    "MeanVarianceNormalization", "RMSNormalization",
+)  # fmt: skip
 MAXIMA = ("GlobalMaxPool", "MaxPool", "ReduceMax")
 _NEAR = 1e-6  # differences and values below it are taken as none
 
 LINEAR = frozenset((
     "Add", "AveragePool", "BatchNormalization", "Cast", "Concat", "Conv", "ConvTranspose",
-    "CumSum", "DepthToSpace", "DequantizeLinear", "Dropout", "Einsum", "Expand", "Flatten",
+    "CumSum", "DFT", "DepthToSpace", "DequantizeLinear", "Dropout", "Einsum", "Expand", "Flatten",
     "Gather", "GatherElements", "GatherND", "Gemm", "GlobalAveragePool", "Identity", "MatMul",
     "Mean", "Mul", "Neg", "Pad", "QuantizeLinear", "ReduceMean", "ReduceSum", "Reshape",
     "Resize", "ReverseSequence", "Slice", "SpaceToDepth", "Split", "Squeeze", "Sub", "Sum", "Tile",
@@ -51,8 +54,19 @@ def of_one_number(name: str, unit: Callable[..., ir.Value]) -> Rule:
     return rule
 
 
-def table_of(name: str, own: Mapping[str, Rule], unit: Callable[..., ir.Value]) -> dict[str, Rule]:
-    """Return the rules of all operators: own ones, derivatives of linear ones, refusals."""
+NormRule: TypeAlias = Callable[[Tape, Norm, ir.Value], ir.Value]
+
+
+def table_of(
+    name: str, own: Mapping[str, Rule], unit: Callable[..., ir.Value], norm: NormRule
+) -> dict[str, Rule]:
+    """Return the rules of all operators: own ones, derivatives of linear ones, refusals.
+
+    Parameters
+    ----------
+    unit : the rule of a function of one number.
+    norm : the rule of a normalisation.
+    """
 
     def refused(t: Tape, node: ir.Node, *gs: ir.Value) -> Cotangents:
         raise UnsupportedError(
@@ -62,6 +76,7 @@ def table_of(name: str, own: Mapping[str, Rule], unit: Callable[..., ir.Value]) 
     table: dict[str, Rule] = dict.fromkeys(RULES, refused)
     table |= {op: RULES[op] for op in LINEAR & RULES.keys()}
     table |= dict.fromkeys(UNARY & RULES.keys(), of_one_number(name, unit))
+    table |= dict.fromkeys(NORMALISATIONS, lambda t, node, g: (norm(t, norm_of(t, node), g),))
     return table | dict(own)
 
 
@@ -93,20 +108,3 @@ def quotient(t: Tape, over: ir.Value, under: ir.Value, otherwise: ir.Value) -> i
     """Divide where the divisor is not next to nothing."""
     small = t.Less(t.Abs(under), _NEAR)
     return t.Where(small, otherwise, t.Div(over, t.Where(small, 1.0, under)))
-
-
-def by_scale(t: Tape, node: ir.Node, g: ir.Value) -> tuple[ir.Value, ir.Value, list[int]]:
-    """Return what a normalisation normalises, over which axes, and the cotangent by its scale.
-
-    Groups are normalised in a view `(N, groups, ...)`.
-    """
-    x, scale = operand(node), operand(node, 1)
-    rank = t.rank(x)
-    if node.op_type == "LayerNormalization":
-        return x, t.Mul(g, scale), list(range(int_attr(node, "axis", -1) % rank, rank))
-    if node.op_type == "InstanceNormalization":
-        return x, t.Mul(g, t.Reshape(scale, [-1, *[1] * (rank - 2)])), list(range(2, rank))
-    folded = [0, int_attr(node, "num_groups", 1), -1]
-    view = t.Reshape(x, folded)
-    view.type, view.shape = x.type, None
-    return view, t.Reshape(group_scaled(t, node, g), folded), [2]

@@ -9,7 +9,7 @@ from pellucid.errors import UnsupportedError
 from pellucid.graph.rules.rectifier import operand, output
 from pellucid.graph.rules.shape import length
 from pellucid.graph.rules.table import Cotangents, float_attr, int_attr, rule, str_attr
-from pellucid.graph.tape import Tape, dims, label
+from pellucid.graph.tape import Tape, array, dims, label
 
 
 @rule("MatMul")
@@ -124,3 +124,34 @@ def einsum(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
             along = t.expand_like(t.Unsqueeze(along, missing), x)
         result.append(along)
     return result
+
+
+@rule("DFT")
+def fourier(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
+    """The conjugate transform, without its norm; of real numbers the real part.
+
+    Complex numbers are pairs along the last axis, so the cotangent is one of real numbers.
+    """
+    x, y = operand(node), output(node)
+    rank = t.rank(x)
+    given = array(node.inputs[2]) if len(node.inputs) > 2 else None
+    old = node.graph is not None and node.graph.opset_imports.get("", 20) < 20  # an attribute
+    axis = int_attr(node, "axis", 1) if old else -2 if given is None else int(given.reshape(()))
+    axis %= rank
+    n, there, parts = length(x, axis), length(y, axis), length(x, -1)
+    inverse, half = int_attr(node, "inverse", 0), int_attr(node, "onesided", 0)
+    size = array(node.inputs[1]) if len(node.inputs) > 1 else None
+    total = n if size is None else int(size.reshape(()))
+    if n is None or there is None or parts is None or total is None or (inverse and half):
+        raise UnsupportedError(f"{label(node)} is of unknown length, or of half a spectrum.")
+    g = t.padded(g, rank, axis, 0, total - there)  # of half a spectrum the rest counts nothing
+    if old:
+        turned = t.DFT(g, inverse=1 - inverse, axis=axis)
+    else:
+        turned = t.DFT(g, None, np.asarray(axis), inverse=1 - inverse)
+    along = t.Mul(turned, 1 / total if inverse else float(total))
+    if parts == 1:
+        along = t.Slice(along, [0], [1], [rank - 1])
+    if total > n:  # what was filled up with zeros
+        return (t.Slice(along, [0], [n], [axis]),)
+    return (t.padded(along, rank, axis, 0, n - total),)

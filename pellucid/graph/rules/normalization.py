@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import UnsupportedError
 from pellucid.graph.rules.rectifier import operand, output
-from pellucid.graph.rules.table import Cotangents, float_attr, int_attr, rule
+from pellucid.graph.rules.table import Cotangents, float_attr, int_attr, ints_attr, rule
 from pellucid.graph.tape import Tape, array, dims, label
 
 
@@ -33,10 +34,8 @@ def batch_norm(t: Tape, node: ir.Node, g: ir.Value | None, *_: ir.Value | None) 
     x, epsilon = operand(node), float_attr(node, "epsilon", 1e-5)
     behind = t.rank(x) - 2
     if int_attr(node, "training_mode", 0):  # exported as it trains, by the batch's own statistics
-        over = [0, *range(2, t.rank(x))]
-        x_hat, inverse = standardized(t, x, over, epsilon)
-        gs = t.Mul(g, t.Reshape(operand(node, 1), [-1, *[1] * behind]))
-        return (normalized(t, gs, x_hat, inverse, over),)
+        factor = t.Reshape(operand(node, 1), [-1, *[1] * behind])
+        return (_along(t, Norm(x, (None, 1, *[None] * behind), epsilon, scale=factor), g),)
     scale, variance = array(node.inputs[1]), array(node.inputs[4])
     computed = any(operand(node, index) in t.wanted for index in range(1, 5))
     if scale is not None and variance is not None and not computed:
@@ -57,28 +56,127 @@ def batch_norm(t: Tape, node: ir.Node, g: ir.Value | None, *_: ir.Value | None) 
     return along_x, moment, total, t.Neg(t.Mul(total, steep)), along_variance
 
 
-def normalized(
-    t: Tape, gs: ir.Value, x_hat: ir.Value, inverse: ir.Value, axes: Sequence[int]
-) -> ir.Value:
-    """Cotangent of x for x_hat = (x - mean) inverse, where `gs` is the cotangent of x_hat.
+@dataclass(frozen=True)
+class Norm:
+    """`scale u r`, r = 1 / (sqrt(variance + epsilon) + beside), u = x or x less its mean.
 
-    inverse (gs - mean(gs) - x_hat mean(gs x_hat)), means over `axes`.
+    Normalisations add a bias to it, which has no part in any rule.
+
+    Attributes
+    ----------
+    x : what is normalised.
+    blocks : how many neighbours along each axis of x have their mean and variance in common; None
+        where that is the whole axis.
+    epsilon, beside : what keeps the divisor from zero, under the root and beside it.
+    centred : whether the mean is taken off.
+    about_mean : whether the variance is that about the mean, or the mean square.
+    scale : of the rank of x, and broadcasts to it; None if there is none.
     """
-    axes = list(axes)
-    along_scale = t.Mul(x_hat, t.ReduceMean(t.Mul(gs, x_hat), axes, keepdims=1))
-    centred = t.Sub(gs, t.ReduceMean(gs, axes, keepdims=1))
-    return t.Mul(inverse, t.Sub(centred, along_scale))
+
+    x: ir.Value
+    blocks: tuple[int | None, ...]
+    epsilon: float
+    beside: float = 0.0
+    centred: bool = True
+    about_mean: bool = True
+    scale: ir.Value | NDArray[Any] | None = None
+
+    @property
+    def axes(self) -> list[int]:
+        """The axes of the folded view over which means are taken."""
+        found, axis = list[int](), 0
+        for block in self.blocks:
+            axis += block not in (None, 1)  # the blocks come before what is in them
+            found += [axis] if block != 1 else []
+            axis += 1
+        return found
+
+    def folded(self, t: Tape, value: ir.Value) -> ir.Value:
+        """View a value of the shape of x such that blocks are whole axes."""
+        if all(block in (None, 1) for block in self.blocks):
+            return value
+        sizes = [
+            [t.size(self.x, axis)] if block in (None, 1)
+            else [t.Div(t.size(self.x, axis), [block]), [block]]
+            for axis, block in enumerate(self.blocks)
+        ]  # fmt: skip
+        view = t.Reshape(value, t.Concat(*(size for pair in sizes for size in pair), axis=0))
+        view.type, view.shape = value.type, None
+        return view
+
+    def unfolded(self, t: Tape, view: ir.Value) -> ir.Value:
+        """Turn a folded view back."""
+        whole = all(block in (None, 1) for block in self.blocks)
+        return view if whole else t.reshape_like(view, self.x)
+
+    def scaled(self, t: Tape, value: ir.Value) -> ir.Value:
+        """Multiply by the scale."""
+        return value if self.scale is None else t.Mul(value, self.scale)
+
+    def level(self, t: Tape, along: ir.Value) -> ir.Value:
+        """Carry a folded cotangent of u back to x."""
+        return t.Sub(along, self.mean(t, along)) if self.centred else along
+
+    def mean(self, t: Tape, view: ir.Value) -> ir.Value:
+        """Average a folded view over its blocks."""
+        return t.ReduceMean(view, self.axes, keepdims=1)
+
+    def statistics(self, t: Tape) -> Statistics:
+        """Write mean and variance of the blocks, and what follows from them."""
+        x = self.folded(t, self.x)
+        d = t.Sub(x, self.mean(t, x)) if self.about_mean else x
+        variance = self.mean(t, t.Mul(d, d))
+        root = t.Sqrt(t.Add(variance, self.epsilon) if self.epsilon else variance)
+        r = t.Reciprocal(t.Add(root, self.beside) if self.beside else root)
+        if not self.epsilon:  # zeros stay zeros
+            null = t.Equal(variance, 0.0)
+            root, r = t.Where(null, 1.0, root), r if self.beside else t.Where(null, 0.0, r)
+        return Statistics(d if self.centred else x, d, variance, root, r)
 
 
-def standardized(
-    t: Tape, x: ir.Value, axes: Sequence[int], epsilon: float
-) -> tuple[ir.Value, ir.Value]:
-    """(x - mean) / sqrt(var + eps) over `axes`, and the second factor."""
-    axes = list(axes)
-    centred = t.Sub(x, t.ReduceMean(x, axes, keepdims=1))
-    variance = t.ReduceMean(t.Mul(centred, centred), axes, keepdims=1)
-    inverse = t.Reciprocal(t.Sqrt(t.Add(variance, epsilon)))
-    return t.Mul(centred, inverse), inverse
+@dataclass(frozen=True)
+class Statistics:
+    """What a normalisation computes on its way, in the folded view.
+
+    Attributes
+    ----------
+    u : what is scaled.
+    d : whose mean square is the variance.
+    variance : of each block.
+    root : sqrt(variance + epsilon).
+    r : 1 / (root + beside).
+    """
+
+    u: ir.Value
+    d: ir.Value
+    variance: ir.Value
+    root: ir.Value
+    r: ir.Value
+
+
+def norm_of(t: Tape, node: ir.Node) -> Norm:
+    """Read an operator that normalises."""
+    x, rank, op = operand(node), t.rank(operand(node)), node.op_type
+    epsilon = float_attr(node, "epsilon", 1e-5)
+    scale = node.inputs[1] if len(node.inputs) > 1 else None
+    if op == "MeanVarianceNormalization":
+        axes = {axis % rank for axis in ints_attr(node, "axes", [0, 2, 3])}
+        return Norm(x, tuple(None if axis in axes else 1 for axis in range(rank)), 1e-9)
+    if op in ("LayerNormalization", "RMSNormalization"):
+        first = int_attr(node, "axis", -1) % rank
+        blocks = (*[1] * first, *[None] * (rank - first))
+        centred = op == "LayerNormalization"
+        return Norm(x, blocks, epsilon, 0.0, centred, centred, scale)
+    block, channels = 1, (dims(x) or (None, None))[1]
+    if op == "GroupNormalization":
+        groups = int_attr(node, "num_groups", 1)
+        if not isinstance(channels, int):
+            raise UnsupportedError(f"How many channels {label(node)} normalises is unknown.")
+        block = channels // groups
+        if block > 1 and dims(operand(node, 1)) == (groups,):  # as before opset 21
+            scale = t.Expand(t.Unsqueeze(scale, [1]), [1, block])
+    by_channel = t.Reshape(scale, [-1, *[1] * (rank - 2)])
+    return Norm(x, (1, block, *[None] * (rank - 2)), epsilon, scale=by_channel)
 
 
 @rule("LayerNormalization")
@@ -90,6 +188,8 @@ def layer_norm(
     g_inverse: ir.Value | None = None,
 ) -> Cotangents:
     x, scale = operand(node), operand(node, 1)
+    if g is not None and x.dtype == ir.DataType.DOUBLE:  # whose mean it hands out as a float
+        return (_along(t, norm_of(t, node), g),)
     rank = t.rank(x)
     axes = range(int_attr(node, "axis", -1) % rank, rank)
     node.resize_outputs(3)  # the runtime hands out mean and 1 / deviation at no cost
@@ -99,7 +199,12 @@ def layer_norm(
         value.type = x.type
     mean, inverse = node.outputs[1:]
     x_hat = t.Mul(t.Sub(x, mean), inverse)
-    terms = [] if g is None else [normalized(t, t.Mul(g, scale), x_hat, inverse, axes)]
+    terms = []
+    if g is not None:
+        gs, over = t.Mul(g, scale), list(axes)
+        bend = t.Mul(x_hat, t.ReduceMean(t.Mul(gs, x_hat), over, keepdims=1))
+        level = t.Sub(gs, t.ReduceMean(gs, over, keepdims=1))
+        terms = [t.Mul(inverse, t.Sub(level, bend))]
     if g_mean is not None:  # each element has 1/n of the mean
         terms.append(t.Mul(g_mean, _share(t, x, axes)))
     if g_inverse is not None:  # and -x_hat / (n deviation^2) of 1 / deviation
@@ -114,54 +219,18 @@ def _share(t: Tape, x: ir.Value, axes: Sequence[int]) -> ir.Value:
     return t.Reciprocal(t.Cast(t.ReduceProd(sizes, keepdims=0), to=int(t.dtype)))
 
 
-@rule("RMSNormalization")
-def rms_norm(t: Tape, node: ir.Node, g: ir.Value, *_: ir.Value | None) -> Cotangents:
-    # y = scale x r, r = 1 / sqrt(mean(x^2) + eps)
-    x, rank = operand(node), t.rank(operand(node))
-    axes = list(range(int_attr(node, "axis", -1) % rank, rank))
-    square = t.Add(t.ReduceMean(t.Mul(x, x), axes, keepdims=1), float_attr(node, "epsilon", 1e-5))
-    r = t.Reciprocal(t.Sqrt(square))
-    gs, x_hat = t.Mul(g, operand(node, 1)), t.Mul(x, r)
-    along = t.Mul(x_hat, t.ReduceMean(t.Mul(gs, x_hat), axes, keepdims=1))
-    return (t.Mul(r, t.Sub(gs, along)),)
+@rule(
+    "GroupNormalization", "InstanceNormalization", "MeanVarianceNormalization", "RMSNormalization"
+)
+def norm(t: Tape, node: ir.Node, g: ir.Value, *_: ir.Value | None) -> Cotangents:
+    return (_along(t, norm_of(t, node), g),)
 
 
-@rule("InstanceNormalization")
-def instance_norm(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
-    x, scale = operand(node), operand(node, 1)
-    rank = t.rank(x)
-    axes = range(2, rank)
-    x_hat, inverse = standardized(t, x, axes, float_attr(node, "epsilon", 1e-5))
-    by_channel = t.Reshape(scale, [-1, *[1] * (rank - 2)])
-    return (normalized(t, t.Mul(g, by_channel), x_hat, inverse, axes),)
-
-
-@rule("GroupNormalization")
-def group_norm(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
-    x, epsilon = operand(node), float_attr(node, "epsilon", 1e-5)
-    # (N, C, ...) -> (N, groups, C/groups ...)
-    folded = [0, int_attr(node, "num_groups", 1), -1]
-    x_hat, inverse = standardized(t, t.Reshape(x, folded), [2], epsilon)
-    along = normalized(t, t.Reshape(group_scaled(t, node, g), folded), x_hat, inverse, [2])
-    return (t.reshape_like(along, x),)
-
-
-def group_scaled(t: Tape, node: ir.Node, g: ir.Value) -> ir.Value:
-    """Multiply a cotangent by a GroupNormalization's scale."""
-    x, scale = operand(node), operand(node, 1)
-    groups, lengths, channels = int_attr(node, "num_groups", 1), dims(scale), (dims(x) or (0, 0))[1]
-    # since opset 21 one scale per channel, one per group before
-    if lengths == (groups,) and channels != groups:
-        return t.Mul(t.Reshape(g, [0, groups, -1]), t.Reshape(scale, [groups, 1]))
-    return t.Mul(g, t.Reshape(scale, [-1, *[1] * (t.rank(x) - 2)]))
-
-
-@rule("MeanVarianceNormalization")
-def mean_variance_norm(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
-    given = node.attributes.get("axes")
-    axes = [0, 2, 3] if given is None else list(given.as_ints())
-    x_hat, inverse = standardized(t, operand(node), axes, 1e-9)
-    return (normalized(t, g, x_hat, inverse, axes),)
+def _along(t: Tape, norm: Norm, g: ir.Value) -> ir.Value:
+    # y = u r, and r changes by -r^2 / (2 root) with the variance
+    s, gs = norm.statistics(t), norm.folded(t, norm.scaled(t, g))
+    bend = t.Mul(norm.mean(t, t.Mul(gs, s.u)), t.Div(t.Mul(s.r, s.r), s.root))
+    return norm.unfolded(t, norm.level(t, t.Sub(t.Mul(gs, s.r), t.Mul(s.d, bend))))
 
 
 @rule("LpNormalization")
@@ -181,17 +250,24 @@ def local_response_norm(t: Tape, node: ir.Node, g: ir.Value) -> Cotangents:
     # y = x s^-b, s = bias + alpha/n sum of x^2 over n neighbouring channels
     x, y, n = operand(node), output(node), int_attr(node, "size", 1)
     alpha, beta = float_attr(node, "alpha", 1e-4), float_attr(node, "beta", 0.75)
-    before, after = (n - 1) // 2, n // 2
-
-    def windows(value: ir.Value, first: int, last: int) -> ir.Value:
-        # (N, C, ...) -> (N, 1, C, ...): a mean over channels, zeros outside
-        flat = t.Reshape(value, t.Concat(t.size(x, 0), [1], t.size(x, 1), [-1], axis=0))
-        pooled = t.AveragePool(
-            flat, kernel_shape=[n, 1], pads=[first, 0, last, 0], count_include_pad=1
-        )
-        return t.reshape_like(pooled, x)
-
-    s = t.Add(t.Mul(windows(t.Mul(x, x), before, after), alpha), float_attr(node, "bias", 1.0))
-    neighbours = windows(t.Div(t.Mul(g, y), s), after, before)
+    s = local_response(t, node)
+    neighbours = over_channels(t, x, t.Div(t.Mul(g, y), s), n // 2, (n - 1) // 2)
     direct = t.Mul(g, t.Pow(s, -beta))
     return (t.Sub(direct, t.Mul(t.Mul(x, 2 * alpha * beta), neighbours)),)
+
+
+def local_response(t: Tape, node: ir.Node) -> ir.Value:
+    """Write bias + alpha/n sum of x^2 over the n neighbouring channels of each."""
+    x, n = operand(node), int_attr(node, "size", 1)
+    squares = over_channels(t, x, t.Mul(x, x), (n - 1) // 2, n // 2)
+    return t.Add(t.Mul(squares, float_attr(node, "alpha", 1e-4)), float_attr(node, "bias", 1.0))
+
+
+def over_channels(t: Tape, x: ir.Value, value: ir.Value, before: int, after: int) -> ir.Value:
+    """Average a value of the shape of x over neighbouring channels, zeros outside."""
+    # (N, C, ...) -> (N, 1, C, ...)
+    flat = t.Reshape(value, t.Concat(t.size(x, 0), [1], t.size(x, 1), [-1], axis=0))
+    pooled = t.AveragePool(
+        flat, kernel_shape=[before + after + 1, 1], pads=[before, 0, after, 0], count_include_pad=1
+    )
+    return t.reshape_like(pooled, x)
