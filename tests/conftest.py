@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
+from functools import cache
 
 import pytest
 
@@ -15,6 +17,16 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share what one of them ha
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from tests.twins import TWINS, Twin
+
+
+def pytest_collection_finish() -> None:
+    """Spare every test what the imported frameworks cost it."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    # An export reads the source of every operator of torchlib again, a quarter of its time.
+    ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))
+    gc.collect()
+    gc.freeze()  # a garbage collection walks over all their objects, for a second
 
 
 @pytest.fixture(params=sorted(TWINS))
