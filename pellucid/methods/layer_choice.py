@@ -155,7 +155,7 @@ def placement_of(
             before = math.prod(sizes[axis] or 1 for axis in found.positions)
             return in_layout(_at_size(found, before, survey.image, name, cells, size), to_own)
         if survey.follows(tensor):
-            if rank > 3 and model.knows_channels:
+            if rank > 3 and (model.knows_channels or _settled(model)):
                 return plain
             raise LayerError(
                 f"The values of layer {name!r}, {' x '.join(map(str, shape[1:]))} per image, lie "
