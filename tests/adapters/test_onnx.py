@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pellucid.adapters.onnx import sessions
 from pellucid.adapters.onnx.adapter import OnnxAdapter
 from pellucid.adapters.onnx.graph import read_layers
+from pellucid.adapters.onnx.sessions import open_session
 from pellucid.errors import (
     InputError,
     LayerError,
@@ -20,6 +22,7 @@ from pellucid.errors import (
     UnsupportedError,
 )
 from pellucid.graph import protobuf
+from pellucid.graph.runtime import operator_threads
 from pellucid.graph.shapes import known_shapes
 
 torch = pytest.importorskip("torch")
@@ -380,8 +383,21 @@ def test_a_model_too_large_for_one_protobuf_runs(monkeypatch: pytest.MonkeyPatch
     assert large.model.graph.initializer[0].raw_data  # saving did not empty the model
 
 
-def test_threads_do_not_exceed_the_cores() -> None:
-    assert 1 <= sessions.cores() <= len(__import__("os").sched_getaffinity(0))
+def test_threads_do_not_exceed_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert 1 <= operator_threads() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(("given", "expected"), [("3", 3), ("2,1", 2), ("0", None), ("", None)])
+def test_threads_are_those_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, given: str, expected: int | None
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    every = operator_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert operator_threads() == (expected or every)
+    options = open_session(network(), source="network").get_session_options()
+    assert options.intra_op_num_threads == (expected or every)
 
 
 # ---- what it refuses ------------------------------------------------------------------------

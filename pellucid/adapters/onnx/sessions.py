@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,25 +11,11 @@ import onnx
 from onnx import ModelProto
 
 from pellucid.errors import InputError, LoadError, UnsupportedError, first_line
+from pellucid.graph.runtime import operator_threads
 
-__all__ = ["cores", "open_session"]
+__all__ = ["open_session"]
 
-_SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 _LIMIT = (1 << 31) - 1  # bytes of one protobuf
-
-
-def cores() -> int:
-    """Count the physical cores that this process may use; more threads are slower."""
-    if not hasattr(os, "sched_getaffinity"):
-        return max(1, os.cpu_count() or 1)
-    allowed = os.sched_getaffinity(0)
-    siblings = set()
-    for cpu in allowed:
-        try:
-            siblings.add(Path(_SIBLINGS.format(cpu)).read_text())
-        except OSError:
-            return len(allowed)
-    return max(1, min(len(siblings), len(allowed)))
 
 
 def open_session(
@@ -64,7 +49,7 @@ def open_session(
     providers = _providers(device, onnxruntime.get_available_providers())
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.intra_op_num_threads = cores()
+    options.intra_op_num_threads = operator_threads()
     options.log_severity_level = 4  # errors are raised
     if folder is not None:
         options.add_session_config_entry(
