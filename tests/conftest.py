@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 import tempfile
+from contextlib import suppress
+from functools import cache
 
 import pytest
 
@@ -15,6 +19,19 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share what one of them ha
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from tests.twins import TWINS, Twin
+
+
+def pytest_collection_finish() -> None:
+    """Spare the tests what imported frameworks cost each of them, a third of their time."""
+    if "torch" in sys.modules:
+        with suppress(ImportError):  # elsewhere in another version: then it is only slower
+            from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+            # Every export reads the source of all operators of torchlib again.
+            ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))
+    gc.collect()
+    gc.freeze()  # millions of objects that every full collection would walk over
+    gc.set_threshold(10_000, 20, 100)
 
 
 @pytest.fixture(params=sorted(TWINS))
