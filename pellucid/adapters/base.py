@@ -176,7 +176,7 @@ class Adapter(ABC):
         self.labels = load_labels(labels)
         self.preprocess = preprocess
         self.source = source
-        self._form: tuple[tuple[str, ...], OnnxForm] | None = None
+        self._form: tuple[tuple[str, ...], OnnxForm | str] | None = None  # or why there is none
         self._graph: tuple[OnnxForm, LayerGraph] | None = None
         self._needs_repeats: set[str] = set()  # layers around which a row is not repeated by itself
         self._survey: tuple[OnnxForm, Survey] | None = None
@@ -299,13 +299,24 @@ class Adapter(ABC):
 
     @property
     def form(self) -> OnnxForm:
-        """The model's ONNX form with every layer call marked; made once, then kept on disk."""
+        """The model's ONNX form with every layer call marked; made once, then kept on disk.
+
+        Raises
+        ------
+        UnsupportedError : the model has no ONNX form, which is found out once.
+        """
         from pellucid.graph.cache import cached_form
 
         key = self.form_key
         if self._form is None or self._form[0] != key:
-            self._form = (key, cached_form(key, self._export))
-        return self._form[1]
+            try:
+                self._form = (key, cached_form(key, self._export))
+            except UnsupportedError as error:
+                self._form = (key, str(error))
+                raise
+        if isinstance(found := self._form[1], str):
+            raise UnsupportedError(found)
+        return found
 
     @property
     def has_form(self) -> bool:
@@ -313,7 +324,9 @@ class Adapter(ABC):
         from pellucid.graph.cache import is_at_hand
 
         key = self.form_key
-        return (self._form is not None and self._form[0] == key) or is_at_hand(key)
+        if self._form is not None and self._form[0] == key:
+            return not isinstance(self._form[1], str)
+        return is_at_hand(key)
 
     @property
     def form_key(self) -> tuple[str, ...]:

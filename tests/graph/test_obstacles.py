@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+import pellucid
 from pellucid.adapters.onnx.adapter import OnnxAdapter
 from pellucid.errors import LoadError, PellucidError, UnsupportedError
 
@@ -35,6 +36,37 @@ def test_a_branch_on_values_in_pytorch_is_named() -> None:
     assert "\n" not in str(error.value)
     x = np.zeros((2, 3, 8, 8), np.float32)
     assert adapter.run(x, ["conv"])["conv"].shape == (2, 4, 6, 6)
+
+
+def test_what_has_no_export_is_not_exported_for_every_explanation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    from pellucid.adapters.torch.adapter import TorchAdapter
+
+    class Tokens(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.norm = torch.nn.Conv2d(3, 4, 4, 4), torch.nn.LayerNorm(4)
+
+        def forward(self, x):
+            tokens = self.norm(self.patches(x).flatten(2).mT).mean(1)
+            return tokens if tokens.sum() > 0 else -tokens
+
+    adapter, tried = TorchAdapter(Tokens()), []
+    own = adapter._export
+    monkeypatch.setattr(adapter, "_export", lambda: tried.append(1) or own())
+    x = np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)
+    for _ in range(2):
+        assert pellucid.explain(adapter, x)[0].layer == "patches"
+    assert len(tried) == 1
+    assert not adapter.has_form
+    with torch.no_grad():
+        adapter.module.norm.weight.mul_(2)
+    with pytest.raises(UnsupportedError, match="depends on the values"):
+        _ = adapter.form
+    assert len(tried) == 2  # of other weights nothing is known
 
 
 def test_an_operation_that_only_the_graph_names_is_refused_with_the_layers_around_it() -> None:
