@@ -116,6 +116,28 @@ def test_the_export_follows_the_weights():
     assert exported(model) is exported(model)
 
 
+def test_the_export_follows_the_code_of_a_layer():
+    import keras
+
+    class Own(keras.layers.Layer):
+        def __init__(self, function):
+            super().__init__(name="own")
+            self.function = function
+
+        def call(self, x):
+            return self.function(x)
+
+    x = np.ones((1, 4, 4, 1), np.float32)
+    maps = []
+    for factor in (1.0, 3.0):
+        image = keras.Input((4, 4, 1), name="image")
+        scaled = keras.layers.Flatten(name="flat")(Own(lambda x, f=factor: f * x)(image))
+        network = keras.Model(image, keras.layers.Dense(2, name="dense")(scaled), name="net")
+        network.set_weights([np.ones((16, 2), np.float32), np.zeros(2, np.float32)])
+        maps.append(pellucid.explain(network, x, "saliency", target=0, engine="onnx")[0])
+    np.testing.assert_allclose(maps[1].attribution, 3 * maps[0].attribution, rtol=1e-5)
+
+
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.setenv("PELLUCID_CACHE", str(tmp_path))

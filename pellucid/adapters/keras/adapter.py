@@ -284,7 +284,21 @@ class KerasAdapter(Adapter):
     @property
     def form_key(self) -> tuple[str, ...]:
         """All that the ONNX form follows from: versions and the shapes of the inputs too."""
-        return (*super().form_key, str(self._described_shapes), installed("tf2onnx"))
+        own = (str(self._described_shapes), installed("tf2onnx"), self._code)
+        return (*super().form_key, *own)
+
+    @cached_property
+    def _code(self) -> str:
+        """Digest of what layers compute that are not Keras's own: their configurations may lack it.
+
+        It is that of a trace of its own, since programs add to the one that is kept.
+        """
+        layers = [self.model, *self.model._flatten_layers()]
+        origins = {type(layer).__module__.partition(".")[0] for layer in layers}
+        if origins <= {"keras", "tf_keras", "pellucid"}:
+            return ""
+        graph = self._traced(self._specs(self._described_shapes)).graph.as_graph_def()
+        return hashlib.sha256(graph.SerializeToString(deterministic=True)).hexdigest()
 
     def _export(self) -> OnnxForm:
         from pellucid.adapters.keras.export import MarkingRecorder, export_trace
